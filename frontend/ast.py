@@ -551,7 +551,10 @@ def _dump(value: object, indent: int, spans: bool) -> str:
         parts = []
         for name in field_names(value):
             part = getattr(value, name)
-            if part is None or part is False or (part == [] and name in ("params", "given", "sees", "carries")):
+            if part is None or part is False and name != "value" or (part == [] and name in ("params", "given", "sees", "carries")):
+                continue
+            if name in _SPLICED:
+                parts += [_dump(item, indent + 2, spans) for item in part]
                 continue
             text = _dump(part, indent + 2, spans)
             parts.append(text if name in _PLAIN else f":{name} {text}")
@@ -574,4 +577,5 @@ def _dump(value: object, indent: int, spans: bool) -> str:
 
 
 # parts that need no label in a dump: their place says what they are
-_PLAIN = {"id", "value", "name", "op", "left", "right", "operand", "items", "stmts", "func", "args", "operands", "path"}
+_PLAIN = {"id", "value", "name", "op", "left", "right", "operand", "func", "path", "pattern"}
+_SPLICED = {"items", "stmts", "operands", "subscripts"}                # lists whose elements follow without brackets

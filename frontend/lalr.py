@@ -310,7 +310,7 @@ def accepted(tab: Tables, stack: list[int]) -> set[str]:
     """The terminals that could come next: LALR tables reduce on more than that, so each one is tried."""
     result = set()
     for symbol in tab.states[stack[-1]]:
-        if symbol[0].islower():
+        if not symbol.isupper():                             # a rule, not a terminal
             continue
         trial = list(stack)
         while True:
