@@ -6,9 +6,7 @@ every other folder may use it.  Bugs of Engram itself are plain Python exception
 """
 from __future__ import annotations
 
-import difflib
 import os
-import unicodedata
 from collections import OrderedDict
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -159,6 +157,8 @@ class Diagnostics:
 
 def did_you_mean(name: str, candidates: Iterable[str]) -> str | None:
     """The candidate closest to a misspelt name, or None when none is close."""
+    import difflib                                           # here: start-up time counts, mistakes are rarer
+
     pool = list(dict.fromkeys(c for c in candidates if c != name))
     for c in pool:                                           # `Relu` for `relu`: difflib would not find short ones
         if c.lower() == name.lower():
@@ -237,6 +237,8 @@ def _excerpt(span: Span, label: str | None, marks: list[tuple[Span, str | None]]
 
 def _underline(text: str, number: int, marks: list[tuple[Span, str, str | None]]) -> tuple[str, str, list[str]]:
     """A source line as shown (tabs expanded, long lines windowed), the line of marks under it, and the labels."""
+    import unicodedata
+
     cells: list[str] = []                                    # what each character is shown as
     columns = [0]                                            # where each character starts on the screen
     for ch in text:
