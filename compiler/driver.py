@@ -1,0 +1,98 @@
+"""From a module of the front end to a program that runs: picks the pipeline and the backend. Front end and files are not its business."""
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+import numpy as np
+
+from . import ops  # noqa: F401  (registers the op table)
+from .ir.core import Module, clone_module
+from .pass_manager import Options, run
+from .pipelines import PIPELINES
+
+BACKENDS = ("interp", "cpu", "opencl")
+
+
+class Program(Protocol):
+    """What every backend gives: see docs/ARCHITECTURE.md section 5."""
+
+    def call(self, name: str, args: list) -> list: ...
+    def to_device(self, array: np.ndarray) -> Any: ...
+    def to_host(self, handle: Any) -> np.ndarray: ...
+
+
+def lower(module: Module, to: str = "loop", options: Options | None = None) -> Module:
+    """A new module at stage `to`: nn, definition, tensor, fused or loop. The one given stays as it is."""
+    return run(clone_module(module), PIPELINES[to](), options)
+
+
+def build(module: Module, backend: str = "cpu", threads: int | None = None, options: Options | None = None) -> Program:
+    """Compile a module of the front end for a backend. `threads` (cpu only): None takes all cores."""
+    if backend == "interp":
+        from ..interp.interpreter import Interpreter
+        return Interpreter(lower(module, "definition", options))
+    if backend == "cpu":
+        from ..codegen.cpu.program import CpuProgram
+        return CpuProgram(lower(module, "loop", options), threads=threads)
+    if backend == "opencl":
+        from ..codegen.opencl.program import OpenClProgram
+        return OpenClProgram(lower(module, "loop", options))
+    raise ValueError(f"unknown backend {backend!r}: expected one of {', '.join(BACKENDS)}")
+
+
+def code(module: Module, backend: str = "cpu", options: Options | None = None) -> str:
+    """The backend's target text: LLVM IR for cpu, OpenCL C for opencl."""
+    loop = lower(module, "loop", options)
+    if backend == "cpu":
+        from ..codegen.cpu.program import llvm_text
+        return llvm_text(loop)
+    from ..codegen.opencl.program import source_text
+    return source_text(loop)
+
+
+def random_arguments(module: Module, entry: str, seed: int = 0) -> list[np.ndarray]:
+    """Arguments for an entry function by its types: floats in -1..1, integers 0 or 1."""
+    rng = np.random.default_rng(seed)
+    out = []
+    f = module.funcs[entry]
+    for a in f.args[:f.attrs.get("n_inputs", len(f.args))]:
+        dt, shape = a.type.dtype, tuple(a.type.shape)
+        out.append((rng.uniform(-1, 1, shape) if dt.is_float else rng.integers(0, 2, shape)).astype(dt.numpy))
+    return out
+
+
+class PassChecker:
+    """For `--check-passes`: interprets every entry before and after each pass and names the first pass that changes a result.
+
+    A pass that says `exact` must keep every bit; another one may move a result by `rtol` of the largest magnitude in it.
+    Modules that hold ops without semantics (learn.*, autodiff.gradient) are compared from the pass on that removes them.
+    """
+
+    def __init__(self, inputs: dict[str, list[np.ndarray]] | None = None, rtol: float = 1e-4):
+        self.inputs, self.rtol = inputs or {}, rtol
+
+    def __call__(self, before: Module, after: Module, p) -> None:
+        if any(op.name in _NO_SEMANTICS for op in before.walk()):
+            return
+        for entry in before.attrs.get("entries", []):
+            args = self.inputs.get(entry) or random_arguments(before, entry)
+            self._compare(p, entry, _interpret(before, entry, args), _interpret(after, entry, args))
+
+    def _compare(self, p, entry: str, a: list[np.ndarray], b: list[np.ndarray]) -> None:
+        for i, (x, y) in enumerate(zip(a, b, strict=True)):
+            if getattr(p, "exact", False) or x.dtype.kind not in "fV":
+                same = np.array_equal(x.view(np.uint8) if x.ndim else x, y.view(np.uint8) if y.ndim else y) or np.array_equal(x, y, equal_nan=True)
+            else:
+                x64, y64 = x.astype(np.float64), y.astype(np.float64)
+                scale = np.max(np.abs(x64[np.isfinite(x64)]), initial=0.0)
+                same = np.allclose(x64, y64, rtol=self.rtol, atol=self.rtol * scale, equal_nan=True)
+            if not same:
+                raise AssertionError(f"pass {p.name} changes result {i} of @{entry}")
+
+
+_NO_SEMANTICS = ("autodiff.gradient", "learn.update", "learn.local_gradient", "autodiff.vmap")
+
+
+def _interpret(module: Module, entry: str, args: list[np.ndarray]) -> list[np.ndarray]:
+    from ..interp.interpreter import Interpreter
+    return Interpreter(module).call(entry, [a.copy() for a in args])

@@ -1,0 +1,72 @@
+"""The pipelines, as literal lists; each position that is not obvious has its reason."""
+from __future__ import annotations
+
+from .ir.opdef import LOOP, TENSOR
+
+
+class _Stage:
+    """A pass together with the stage its result is in."""
+
+    def __init__(self, p, stage: str):
+        self.inner, self.name, self.stage_after = p, p.name, stage
+        self.exact = getattr(p, "exact", True)
+
+    def apply(self, module):
+        return self.inner.apply(module)
+
+
+def learning() -> list:
+    """nn -> tensor: learning becomes ordinary ops."""
+    from ..passes.decompose import Decompose
+    from ..passes.grad import Grad
+    from ..passes.plasticity import Plasticity
+    return [
+        Plasticity(),            # first: it follows the layers' calls, which later passes rearrange
+        Decompose(),             # before grad: nn ops have no gradient rules of their own
+        _Stage(Grad(), TENSOR),
+    ]
+
+
+def optimising() -> list:
+    """tensor -> tensor: fewer and cheaper ops, the same results."""
+    from ..interp.evaluate import evaluate_op
+    from ..passes.canonicalize import Canonicalize
+    from ..passes.cse import Cse
+    from ..passes.dce import Dce
+    from ..passes.fold import Fold
+    from ..passes.inline import Inline
+    return [
+        Dce(),                   # gradients leave unused forward values
+        Inline(),                # before the rest: it brings producers and consumers together
+        Canonicalize(),
+        Fold(evaluate_op),       # the interpreter's evaluator: folding is the definition itself
+        Cse(),
+        Canonicalize(),          # merging shows new identities
+        Dce(),
+    ]
+
+
+def lowering() -> list:
+    """tensor -> loop: kernels over explicit memory."""
+    from ..passes.fuse import Fuse
+    from ..passes.lower_to_loops import LowerToLoops
+    from ..passes.plan_buffers import PlanBuffers
+    return [
+        Fuse(),
+        _Stage(LowerToLoops(), LOOP),
+        PlanBuffers(),           # last: it fixes addresses
+    ]
+
+
+PIPELINES = {
+    "nn": lambda: [],
+    "definition": learning,                                       # what the interpreter runs: learning derived, nothing optimised
+    "tensor": lambda: learning() + optimising(),
+    "fused": lambda: learning() + optimising() + lowering()[:1],
+    "loop": lambda: learning() + optimising() + lowering(),
+}
+
+
+def passes() -> dict[str, type]:
+    """Every pass by its command-line name."""
+    return {p.name: p for p in PIPELINES["loop"]()}
