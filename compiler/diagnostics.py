@@ -157,7 +157,7 @@ class Diagnostics:
 
 def did_you_mean(name: str, candidates: Iterable[str]) -> str | None:
     """The candidate closest to a misspelt name, or None when none is close."""
-    import difflib                                           # here: start-up time counts, mistakes are rarer
+    import difflib
 
     pool = list(dict.fromkeys(c for c in candidates if c != name))
     for c in pool:                                           # `Relu` for `relu`: difflib would not find short ones

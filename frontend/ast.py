@@ -10,50 +10,82 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field, fields
+from typing import dataclass_transform
 
 from ..compiler.diagnostics import Span
 
 
-@dataclass(slots=True)
+@dataclass_transform(field_specifiers=(field,))
+def node(cls):
+    """Makes a class of this file a dataclass.  Comparison and repr are Node's: generating them for each of the sixty
+    classes would take half of the parser's start-up time, and recursive ones would fail on very deep trees."""
+    return dataclass(slots=True, eq=False, repr=False)(cls)
+
+
+@node
 class Node:
-    span: Span = field(compare=False, repr=False)
+    span: Span = field(compare=False)
+
+    def __eq__(self, other: object) -> bool:
+        """The same tree, wherever it stands."""
+        if not isinstance(other, Node):
+            return NotImplemented
+        todo = [(self, other)]
+        while todo:
+            a, b = todo.pop()
+            if isinstance(a, Node):
+                if type(a) is not type(b) or getattr(a, "parens", False) != getattr(b, "parens", False):
+                    return False
+                todo += [(getattr(a, name), getattr(b, name)) for name in field_names(a)]
+            elif type(a) is list:
+                if type(b) is not list or len(a) != len(b):
+                    return False
+                todo += zip(a, b)
+            elif type(a) is not type(b) or a != b:
+                return False
+        return True
+
+    __hash__ = None
+
+    def __repr__(self) -> str:
+        return dump(self)
 
 
 def _place() -> Span:
     """A field for the span of a part (an operator, a name) that has no node of its own."""
-    return field(compare=False, repr=False)
+    return field(compare=False)
 
 
-@dataclass(slots=True)
+@node
 class Expr(Node):
-    parens: bool = field(default=False, kw_only=True, repr=False)       # written in parentheses: `(a + b)`
+    parens: bool = field(default=False, kw_only=True)       # written in parentheses: `(a + b)`
 
 
-@dataclass(slots=True)
+@node
 class Stmt(Node):
     pass
 
 
-@dataclass(slots=True)
+@node
 class Type(Node):
     pass
 
 
-@dataclass(slots=True)
+@node
 class Pattern(Node):
     pass
 
 
 # ---- the file ----------------------------------------------------------------------------------------------------
 
-@dataclass(slots=True)
+@node
 class Module(Node):
     """A whole file.  Items: Import, FnDef, Layer, Rule, Train, Run, Let."""
     file: str = field(compare=False)
     items: list[Node]
 
 
-@dataclass(slots=True)
+@node
 class Import(Node):
     """`import "std/nn.nn" as nn`"""
     path: str
@@ -61,7 +93,7 @@ class Import(Node):
     path_span: Span = _place()
 
 
-@dataclass(slots=True)
+@node
 class Param(Node):
     """`name: type = default`, of a function, layer or rule."""
     name: str
@@ -69,7 +101,7 @@ class Param(Node):
     default: Expr | None
 
 
-@dataclass(slots=True)
+@node
 class FnDef(Node):
     """`fn name(params) -> result { body }`; a layer's unnamed `fn` (what calling the layer does) has name None."""
     name: str | None
@@ -79,7 +111,7 @@ class FnDef(Node):
     name_span: Span = _place()                                          # of `fn` where there is no name
 
 
-@dataclass(slots=True)
+@node
 class Layer(Node):
     """`layer Name(params) { items }`.  Items: ParamDecl, SubLayer, StateDecl, Let, Assert, FnDef, Names, LayerIf."""
     name: str
@@ -88,7 +120,7 @@ class Layer(Node):
     name_span: Span = _place()
 
 
-@dataclass(slots=True)
+@node
 class Rule(Node):
     """`[nonlocal] rule name(params) sees ... given ... { items }`.  Items: StateDecl (own), FnDef, statements."""
     name: str
@@ -100,7 +132,7 @@ class Rule(Node):
     name_span: Span = _place()
 
 
-@dataclass(slots=True)
+@node
 class Train(Node):
     """`train name { items }`.  Items: StateDecl (state), Phase, Until, statements (a setting is an Assign)."""
     name: str
@@ -108,7 +140,7 @@ class Train(Node):
     name_span: Span = _place()
 
 
-@dataclass(slots=True)
+@node
 class Run(Node):
     """`run name { statements }`"""
     name: str
@@ -118,7 +150,7 @@ class Run(Node):
 
 # ---- inside layers, rules and train blocks -----------------------------------------------------------------------
 
-@dataclass(slots=True)
+@node
 class ParamDecl(Node):
     """`param w: f32[i, o] = init`: trainable."""
     name: str
@@ -127,7 +159,7 @@ class ParamDecl(Node):
     name_span: Span = _place()
 
 
-@dataclass(slots=True)
+@node
 class SubLayer(Node):
     """`hidden = Linear(i, h)`"""
     name: str
@@ -135,7 +167,7 @@ class SubLayer(Node):
     name_span: Span = _place()
 
 
-@dataclass(slots=True)
+@node
 class StateDecl(Node):
     """`state x: T = init` (layer or train), `cache x: T = init` (layer), `own x: T = init` (rule)."""
     kind: str                                                           # "state" | "cache" | "own"
@@ -145,20 +177,20 @@ class StateDecl(Node):
     name_span: Span = _place()
 
 
-@dataclass(slots=True)
+@node
 class Names(Node):
     """`names { w.T = "weight"; ... }`: how a checkpoint calls the layer's paths."""
     keys: list[NameKey]
 
 
-@dataclass(slots=True)
+@node
 class NameKey(Node):
     """`path = "key" | "or this one"`.  The path is a Name, Attr or Index; the name `_` lists keys to ignore."""
     path: Expr
     keys: list[str]
 
 
-@dataclass(slots=True)
+@node
 class LayerIf(Node):
     """`if cond { layer items } else { layer items }`; `else if` is an orelse of one LayerIf."""
     cond: Expr
@@ -166,14 +198,14 @@ class LayerIf(Node):
     orelse: list[Node] | None
 
 
-@dataclass(slots=True)
+@node
 class Signal(Node):
     """What a rule sees or is given: `pre: f32[B, i]`, `conv.w`."""
     path: tuple[str, ...]
     type: Type | None
 
 
-@dataclass(slots=True)
+@node
 class Phase(Node):
     """`phase name { items }` of a train block."""
     name: str
@@ -181,7 +213,7 @@ class Phase(Node):
     name_span: Span = _place()
 
 
-@dataclass(slots=True)
+@node
 class Until(Node):
     """`until cond`: ends a phase or the training early."""
     cond: Expr
@@ -189,7 +221,7 @@ class Until(Node):
 
 # ---- statements --------------------------------------------------------------------------------------------------
 
-@dataclass(slots=True)
+@node
 class Let(Stmt):
     """`let pattern: type = value`; `let a, b = ...` has a TuplePattern."""
     pattern: Pattern
@@ -197,7 +229,7 @@ class Let(Stmt):
     value: Expr
 
 
-@dataclass(slots=True)
+@node
 class Assign(Stmt):
     """`target op value`, op one of = += -= *= /= //= %= **= @= &= |= ^=; the target is a postfix expression."""
     target: Expr
@@ -206,18 +238,18 @@ class Assign(Stmt):
     op_span: Span = _place()
 
 
-@dataclass(slots=True)
+@node
 class Yield(Stmt):
     value: Expr
 
 
-@dataclass(slots=True)
+@node
 class Assert(Stmt):
     cond: Expr
     message: str | None
 
 
-@dataclass(slots=True)
+@node
 class Learn(Stmt):
     """`learn target by rule given args`"""
     target: Expr
@@ -225,46 +257,46 @@ class Learn(Stmt):
     given: list[Arg]
 
 
-@dataclass(slots=True)
+@node
 class Objective(Node):
     """One `wrt x using optimiser` of a minimize."""
     wrt: Expr | None
     using: Expr
 
 
-@dataclass(slots=True)
+@node
 class Minimize(Stmt):
     """`minimize loss [wrt x] using optimiser, ...`"""
     loss: Expr
     objectives: list[Objective]
 
 
-@dataclass(slots=True)
+@node
 class Measure(Stmt):
     """`measure [name =] value`"""
     name: str | None
     value: Expr
 
 
-@dataclass(slots=True)
+@node
 class ExprStmt(Stmt):
     value: Expr
 
 
 # ---- patterns and types ------------------------------------------------------------------------------------------
 
-@dataclass(slots=True)
+@node
 class NamePattern(Pattern):
     """A name to bind; `_` binds nothing."""
     name: str
 
 
-@dataclass(slots=True)
+@node
 class TuplePattern(Pattern):
     items: list[Pattern]
 
 
-@dataclass(slots=True)
+@node
 class TensorType(Type):
     """`f32[B, 3*d]`, `i64`, `key`, `Mlp`, `weight[i, o]`, `pow2(7)[i, o]`: a name, arguments, dimensions.
     `dims` is None without brackets (`i64`) and empty for `f32[]`; a dim is an Expr or a Pack."""
@@ -273,64 +305,64 @@ class TensorType(Type):
     dims: list[Expr] | None
 
 
-@dataclass(slots=True)
+@node
 class FnType(Type):
     """`fn(f32) -> f32`"""
     params: list[Type]
     result: Type | None
 
 
-@dataclass(slots=True)
+@node
 class TupleType(Type):
     items: list[Type]
 
 
 # ---- expressions -------------------------------------------------------------------------------------------------
 
-@dataclass(slots=True)
+@node
 class Name(Expr):
     id: str
 
 
-@dataclass(slots=True)
+@node
 class Int(Expr):
     value: int
 
 
-@dataclass(slots=True)
+@node
 class Float(Expr):
     value: float
 
 
-@dataclass(slots=True)
+@node
 class Str(Expr):
     value: str
 
 
-@dataclass(slots=True)
+@node
 class Bool(Expr):
     value: bool
 
 
-@dataclass(slots=True)
+@node
 class NoneLit(Expr):
     """`none`"""
 
 
-@dataclass(slots=True)
+@node
 class Unary(Expr):
     op: str                                                             # "-" | "+" | "~"
     operand: Expr
     op_span: Span = _place()
 
 
-@dataclass(slots=True)
+@node
 class Not(Expr):
     operand: Expr
     op_span: Span = _place()
 
 
-@dataclass(slots=True)
+@node
 class Binary(Expr):
     """op one of + - * / // % @ ** & | ^ << >>"""
     op: str
@@ -339,7 +371,7 @@ class Binary(Expr):
     op_span: Span = _place()
 
 
-@dataclass(slots=True)
+@node
 class BoolOp(Expr):
     op: str                                                             # "and" | "or"
     left: Expr
@@ -347,7 +379,7 @@ class BoolOp(Expr):
     op_span: Span = _place()
 
 
-@dataclass(slots=True)
+@node
 class Compare(Expr):
     """`a <= b < c`: operands[k] ops[k] operands[k + 1], all of them."""
     operands: list[Expr]
@@ -355,14 +387,14 @@ class Compare(Expr):
     op_spans: list[Span] = _place()
 
 
-@dataclass(slots=True)
+@node
 class Arg(Node):
     """One argument of a call, positional (name None) or `name = value`."""
     name: str | None
     value: Expr
 
 
-@dataclass(slots=True)
+@node
 class Call(Expr):
     func: Expr
     args: list[Arg]
@@ -376,27 +408,27 @@ class Call(Expr):
         return {a.name: a for a in self.args if a.name is not None}
 
 
-@dataclass(slots=True)
+@node
 class Index(Expr):
     """`value[subscripts]`: each an Expr, Slice, Pack (`..`), IndexIn or Guarded; the last two in index notation."""
     value: Expr
     subscripts: list[Expr]
 
 
-@dataclass(slots=True)
+@node
 class Slice(Expr):
     start: Expr | None
     stop: Expr | None
     step: Expr | None
 
 
-@dataclass(slots=True)
+@node
 class Pack(Expr):
     """`..` or `..N` in a shape, a subscript or a list."""
     name: str | None
 
 
-@dataclass(slots=True)
+@node
 class IndexIn(Expr):
     """`i in 0..n` in index notation."""
     name: str
@@ -404,32 +436,32 @@ class IndexIn(Expr):
     name_span: Span = _place()
 
 
-@dataclass(slots=True)
+@node
 class Guarded(Expr):
     """`r if 0 <= t + r < L` in index notation; index is an Expr or an IndexIn."""
     index: Expr
     cond: Expr
 
 
-@dataclass(slots=True)
+@node
 class Attr(Expr):
     value: Expr
     name: str
     name_span: Span = _place()
 
 
-@dataclass(slots=True)
+@node
 class Tuple(Expr):
     items: list[Expr]
 
 
-@dataclass(slots=True)
+@node
 class List(Expr):
     """`[a, b]`; an item is an Expr or a Pack."""
     items: list[Expr]
 
 
-@dataclass(slots=True)
+@node
 class Comprehension(Expr):
     """`[element for pattern in iterable if cond]`"""
     element: Expr
@@ -438,7 +470,7 @@ class Comprehension(Expr):
     cond: Expr | None
 
 
-@dataclass(slots=True)
+@node
 class Lambda(Expr):
     """`fn (x, g) { ... }`"""
     params: list[Param]
@@ -446,7 +478,7 @@ class Lambda(Expr):
     body: Block
 
 
-@dataclass(slots=True)
+@node
 class Block(Expr):
     """`{ statements }`"""
     stmts: list[Node]
@@ -457,14 +489,14 @@ class Block(Expr):
         return self.stmts[-1].value if self.stmts and isinstance(self.stmts[-1], ExprStmt) else None
 
 
-@dataclass(slots=True)
+@node
 class If(Expr):
     cond: Expr
     then: Block
     orelse: If | Block | None
 
 
-@dataclass(slots=True)
+@node
 class Carry(Node):
     """`[final] pattern = init` after `with`."""
     pattern: Pattern
@@ -472,7 +504,7 @@ class Carry(Node):
     final: bool
 
 
-@dataclass(slots=True)
+@node
 class While(Expr):
     """`while cond with carries { body }`"""
     cond: Expr
@@ -480,7 +512,7 @@ class While(Expr):
     body: Block
 
 
-@dataclass(slots=True)
+@node
 class Scan(Expr):
     """`scan pattern in iterable with carries { body }`"""
     pattern: Pattern
@@ -489,7 +521,7 @@ class Scan(Expr):
     body: Block
 
 
-@dataclass(slots=True)
+@node
 class Pipe(Expr):
     """`left |> right`"""
     left: Expr
@@ -497,7 +529,7 @@ class Pipe(Expr):
     op_span: Span = _place()
 
 
-@dataclass(slots=True)
+@node
 class Range(Expr):
     """`start..stop`"""
     start: Expr

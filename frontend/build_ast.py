@@ -264,7 +264,8 @@ def on_patterns(s, c):
 @_rule
 def on_pattern_tuple(s, c):
     items = _patterns(c)
-    return items[0] if len(items) == 1 and c[-2].text != "," else A.TuplePattern(s, items)
+    one = len(items) == 1 and len(c) == 3                    # `(a)` is a, `(a,)` a tuple of one
+    return items[0] if one else A.TuplePattern(s, items)
 
 
 @_rule

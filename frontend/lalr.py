@@ -15,7 +15,7 @@ import marshal
 import pickle
 import re
 import sys
-from importlib.metadata import PackageNotFoundError, version
+from importlib.util import find_spec
 from pathlib import Path
 from typing import NamedTuple
 
@@ -88,10 +88,8 @@ class Tables:
 def tables() -> Tables:
     """The tables of this grammar, from the cache or built."""
     grammar = GRAMMAR.read_text(encoding="utf-8")
-    try:
-        lark_version = version("lark")
-    except PackageNotFoundError:
-        lark_version = "?"
+    # the file that states lark's version, read as text: importing lark, or asking importlib.metadata, takes 20 ms
+    lark_version = Path(find_spec("lark").origin).read_text(encoding="utf-8")
     key = f"{_FORMAT} {lark_version} {sys.version_info[:2]} {marshal.version}\n{grammar}"
     name = "lalr-" + hashlib.sha256(key.encode()).hexdigest()[:24]
     raw = read_cached("frontend", name)
@@ -163,13 +161,14 @@ _OPEN = {"LPAR": ")", "LSQB": "]", "LBRACE": "}"}
 _CLOSE = {"RPAR", "RSQB", "RBRACE"}
 
 
-def run(text: str, file: str, callbacks: dict, tab: Tables | None = None):
-    """Parses; returns what the callback of the start rule gave.  A callback takes (span, children)."""
-    tab = tab or tables()
+def run(text: str, file: str, callbacks: dict, tokens: list[Tok] | None = None):
+    """Parses; returns what the callback of the start rule gave.  A callback takes (span, children).
+    `tokens`, where given, receives all tokens (the formatter wants them)."""
+    tab = tables()
     states, match, keywords = tab.states, tab.match, tab.keywords
     rules = [(left, size, kind, callbacks.get(name)) for left, size, kind, name in tab.rules]
     stack, values, depths = [tab.start], [], []
-    tokens: list[Tok] = []                                   # for messages
+    tokens = [] if tokens is None else tokens                # for messages, too
     brackets: list[str] = []                                 # open ( [ {
     starts: list[Tok | None] = [None]                        # per open brace: the first token of the latest statement
     fresh = True                                             # the next token starts a statement

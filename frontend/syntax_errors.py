@@ -35,6 +35,7 @@ _FOREIGN = {
     "end": "blocks are written in braces",
     "begin": "blocks are written in braces",
 }
+_DTYPES = {"f64", "f32", "bf16", "f16", "i64", "i32", "i8", "u8", "bool", "float", "int", "num", "key"}
 _LOOP = "loops that carry values are written `scan i in 0..n with s = s0 { ... }`; a list is `[f(i) for i in 0..n]`"
 _CHARACTERS = {
     "'": "strings are written in double quotes",
@@ -136,7 +137,24 @@ def _unexpected(problem: Unexpected, text: str) -> Diagnostic:
         p = previous.span
         span = Span(p.file, p.end_line, p.end_col, p.end_line, p.end_col + 1)
     message = f"expected {expected}, got {got}" if expected else f"unexpected {got}"
-    return Diagnostic("error", span, message, hint=_hint(problem, text, previous))
+    opener = _innermost(tokens)
+    notes = []
+    if opener is not None and opener.type != "LBRACE" and opener.span.line < token.span.line:
+        notes.append((opener.span, f"`{opener.text}` is still open"))
+    return Diagnostic("error", span, message, notes, hint=_hint(problem, text, previous))
+
+
+def _innermost(tokens: list[Tok]) -> Tok | None:
+    """The bracket that is open at the end of the tokens."""
+    closed = 0
+    for t in reversed(tokens):
+        if t.type in ("RPAR", "RSQB", "RBRACE"):
+            closed += 1
+        elif t.type in ("LPAR", "LSQB", "LBRACE"):
+            if not closed:
+                return t
+            closed -= 1
+    return None
 
 
 def _slip(problem: Unexpected, text: str, previous: Tok | None) -> Diagnostic | None:
@@ -148,15 +166,19 @@ def _slip(problem: Unexpected, text: str, previous: Tok | None) -> Diagnostic | 
         word = "and" if pair == "&&" else "or"
         return Diagnostic("error", previous.span.to(token.span), f"`{pair}` is not an operator",
                           hint=f"write `{word}`; bitwise operations are `&` and `|`")
-    if adjacent and pair in ("=>", "==="):
+    if token.text == "=" and text[at + 1:at + 2] == ">":
+        return Diagnostic("error", token.span._replace(end_col=token.span.col + 2), "`=>` is not an operator",
+                          hint="unnamed functions are written `fn (x) { x + 1 }`")
+    if adjacent and pair == "===":
         return Diagnostic("error", previous.span.to(token.span), f"`{pair}` is not an operator",
-                          hint="write `fn (x) { ... }`" if pair == "=>" else "write `==`")
-    if token.text in ("++", "--") or (adjacent and pair in ("++", "--")):
-        return Diagnostic("error", previous.span.to(token.span), f"`{pair}` is not an operator",
-                          hint=f"write `{pair[0]}= 1` (of state)")
-    if token.text in ("//", "/") and (previous is None or _starts_line(text, at)) and "INT" not in problem.accepted:
-        return Diagnostic("error", token.span, f"unexpected `{token.text}`", hint="comments start with `#`")
-    if token.text in ("//", "/") and ("LET" in problem.accepted or previous is None):
+                          hint="write `==`")
+    if len(problem.tokens) > 2 and previous.type == "SUM":
+        before = problem.tokens[-2]
+        if before.text == previous.text and before.span[3:] == previous.span[1:3]:
+            return Diagnostic("error", before.span.to(previous.span), f"`{previous.text * 2}` is not an operator",
+                              hint=f"state is updated by `x {previous.text}= 1`")
+    if token.type == "PRODUCT" and ("LET" in problem.accepted or previous is None or text[at:at + 2] == "/*"
+                                    or (adjacent and pair == "/*")):
         return Diagnostic("error", token.span, f"unexpected `{token.text}`", hint="comments start with `#`")
     for word in (previous, token):
         if word is not None and word.type == "NAME" and word.text in _FOREIGN and (
@@ -171,10 +193,6 @@ def _slip(problem: Unexpected, text: str, previous: Tok | None) -> Diagnostic | 
 
 def _begins_statement(tokens: list[Tok]) -> bool:
     return len(tokens) < 2 or tokens[-2].type in ("_SEP", "LBRACE", "RBRACE")
-
-
-def _starts_line(text: str, at: int) -> bool:
-    return not text[text.rfind("\n", 0, at) + 1:at].strip()
 
 
 def _got(token: Tok) -> str:
@@ -218,7 +236,7 @@ def _expected(accepted: set[str], previous: Tok | None) -> str:
     if "a new line" in words:                                # after a whole statement: that is what one would say
         words = ["a new line" if "`}`" not in words else "a new line or `}`"]
     if "COMMA" in accepted and {"RPAR", "RSQB"} & accepted:  # inside brackets: what closes them
-        words = [w for w in words if w in ("`,`", "`)`", "`]`", "`=`", "`:`", "a name")]
+        words = [w for w in words if w in ("`,`", "`)`", "`]`", "`:`", "a name")]
     if "LBRACE" in accepted and "`{`" in words and len(words) > 3:
         words = ["`{`"]
     return _any_of(words) if len(words) <= 5 else ""
@@ -252,10 +270,10 @@ def _hint(problem: Unexpected, text: str, previous: Tok | None) -> str | None:
         return "two statements on one line are separated by `;`"
     if token.text == "let" and "IMPORT" not in accepted and "INT" in accepted:
         return "`let` is a statement: put it on a line of its own, inside `{ }`"
-    if token.text == "else" and previous is not None:
+    if "else" in (token.text, previous.text if previous else ""):
         return "`else` follows the `}` of an `if`"
-    if token.text == "{" and previous is not None and previous.text == ")" and "LBRACE" not in accepted:
-        return None
+    if token.type == "NAME" and previous is not None and previous.text in _DTYPES and "COLON" in accepted:
+        return f"the name comes first: `{token.text}: {previous.text}`"
     if "IMPORT" in accepted and token.type == "NAME":
         return "at the top of a file stand declarations; statements go into `fn`, `train` or `run` blocks"
     if token.text in ("+=", "-=", "*=", "/=") and "_SEP" not in accepted:
