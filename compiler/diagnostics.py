@@ -105,6 +105,27 @@ class CompileError(Exception):
         return render(self.diagnostics)
 
 
+class RuntimeError_(Exception):
+    """The user's program failed while running: an index out of range, an integer division by zero, a failed assert.
+    `loc` (a compiler.ir.Loc, or None) is where; `str()` shows the user's own line, as a Diagnostic does."""
+
+    def __init__(self, message: str, loc=None):
+        self.message, self.loc = message, loc
+        super().__init__(message, loc)
+
+    @property
+    def diagnostic(self) -> Diagnostic:
+        loc = self.loc
+        if loc is None:
+            return Diagnostic("error", None, self.message)
+        end_line = loc.end_line or loc.line
+        end_col = loc.end_col or loc.col + 1
+        return Diagnostic("error", Span(loc.file, loc.line, loc.col, end_line, end_col), self.message)
+
+    def __str__(self) -> str:
+        return render([self.diagnostic])
+
+
 def error(span: Span | None, message: str, *, hint: str | None = None, label: str | None = None,
           notes: Iterable[tuple[Span | None, str]] = (), marks: Iterable[tuple[Span, str | None]] = ()) -> CompileError:
     """A `CompileError` of one error, to be raised: `raise error(span, "...")`."""

@@ -119,9 +119,9 @@ binary("add", "x + y; integers wrap.", N, lambda b, x, y, o, g: (g, g), commutat
 binary("sub", "x - y; integers wrap.", N, lambda b, x, y, o, g: (g, b.neg(g)))
 binary("mul", "x * y; integers wrap.", N, lambda b, x, y, o, g: (b.mul(g, y), b.mul(g, x)), commutative=True)
 binary("div", "x / y, floats.", F, lambda b, x, y, o, g: (b.div(g, y), b.neg(b.div(b.mul(g, o), y))), lo2=0.5, hi2=3)
-binary("floordiv", "floor(x / y); an integer division by zero is a run-time error.", N,
+binary("floordiv", "floor(x / y), for floats of the rounded quotient; an integer division by zero is a run-time error.", N,
        lambda b, x, y, o, g: (None, None), lo2=1, hi2=4)
-binary("mod", "x - y * floor(x / y), the sign of y (Python's %); integer division by zero is a run-time error.", N,
+binary("mod", "The remainder with the sign of y (Python's % and torch.remainder): fmod(x, y), plus y where the signs differ; a zero takes y's sign; integer division by zero is a run-time error.", N,
        lambda b, x, y, o, g: (g, b.neg(b.mul(g, b.floor(b.div(x, y))))), lo2=1, hi2=4)
 binary("fmod", "The remainder with the sign of x (C's fmod and %); integer division by zero is a run-time error.", N,
        lambda b, x, y, o, g: (g, b.neg(b.mul(g, b.trunc(b.div(x, y))))), lo2=1, hi2=4)
@@ -129,14 +129,14 @@ binary("pow", "x to the y; integers: y >= 0 (negative powers give 0, or +-1 for 
 binary("atan2", "The angle of the point (y=x-operand, x=y-operand), in radians.", F,
        lambda b, x, y, o, g: (b.div(b.mul(g, y), b.add(b.mul(x, x), b.mul(y, y))),
                               b.neg(b.div(b.mul(g, x), b.add(b.mul(x, x), b.mul(y, y))))), ulp=3)
-binary("max", "The larger; NaN if either is NaN.", "any", _pick("gt"), commutative=True)
-binary("min", "The smaller; NaN if either is NaN.", "any", _pick("lt"), commutative=True)
+binary("max", "The larger; NaN if either is NaN; +0 is larger than -0 (IEEE 754 maximum).", "any", _pick("gt"), commutative=True)
+binary("min", "The smaller; NaN if either is NaN; -0 is smaller than +0 (IEEE 754 minimum).", "any", _pick("lt"), commutative=True)
 NOT_FLOAT = "not differentiable: it takes no floats"
 binary("and", "Logical and bitwise and.", "bits", NOT_FLOAT, -9, 9, commutative=True)
 binary("or", "Logical and bitwise or.", "bits", NOT_FLOAT, -9, 9, commutative=True)
 binary("xor", "Logical and bitwise exclusive or.", "bits", NOT_FLOAT, -9, 9, commutative=True)
-binary("shl", "x << y; 0 when y >= the width.", I, NOT_FLOAT, -9, 9, lo2=0, hi2=8)
-binary("shr", "x >> y, arithmetic for signed types; y >= the width fills with the sign.", I, NOT_FLOAT, -9, 9, lo2=0, hi2=8)
+binary("shl", "x << y; 0 when y >= the width or y < 0.", I, NOT_FLOAT, -9, 9, lo2=0, hi2=8)
+binary("shr", "x >> y, arithmetic for signed types; y >= the width or y < 0 fills with the sign.", I, NOT_FLOAT, -9, 9, lo2=0, hi2=8)
 
 PREDICATES = ("eq", "ne", "lt", "le", "gt", "ge")
 
