@@ -13,11 +13,10 @@ import hashlib
 import itertools
 import os
 import platform
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
-from ...compiler.cache_dir import cache_dir
+from ...compiler.cache_dir import read_cached, write_cached
 
 # Bumped when the pass pipeline below changes: part of every object's cache key.
 PIPELINE = "1"
@@ -68,7 +67,7 @@ def _cache_size(index: int, default: int) -> int:
         return default
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def _describe(wanted: str) -> CpuTarget:
     import llvmlite.binding as llvm
     triple = llvm.get_default_triple()
@@ -98,7 +97,7 @@ def host_target() -> CpuTarget:
 
 # ---------------------------------------------------------------- compilation
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def _target_machine(target: CpuTarget):
     import llvmlite.binding as llvm
     llvm.initialize_all_targets()
@@ -124,7 +123,7 @@ def optimise_and_emit(text: str, target: CpuTarget, *, assembly: bool = False, o
     return tm.emit_assembly(module) if assembly else tm.emit_object(module)
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def _target_key(target: CpuTarget) -> bytes:
     import llvmlite
     return "|".join((llvmlite.__version__, PIPELINE, target.triple, target.cpu, target.features)).encode()
@@ -136,47 +135,21 @@ def object_key(text: str, target: CpuTarget) -> str:
 
 
 def compile_text(text: str, target: CpuTarget | None = None) -> bytes:
-    """Object bytes for `text`, from the disk cache where possible."""
+    """Object bytes for `text`, from the disk cache where possible. A file there starts with its content's digest, so a
+    damaged one is made anew."""
     target = target or host_target()
-    folder = cache_dir("obj")
-    if folder is None:
-        return optimise_and_emit(text, target)
-    path = folder / object_key(text, target)
-    blob = _read_entry(path)
-    if blob is None:
-        blob = optimise_and_emit(text, target)
-        _write_entry(path, blob)
+    name = object_key(text, target)
+    data = read_cached("obj", name) or b""
+    if hashlib.sha256(data[32:]).digest() == data[:32]:
+        return data[32:]
+    blob = optimise_and_emit(text, target)
+    write_cached("obj", name, hashlib.sha256(blob).digest() + blob)
     return blob
-
-
-def _read_entry(path: Path) -> bytes | None:
-    """A cached object, or None if there is none or it is not what was written (the digest leads the file)."""
-    try:
-        data = path.read_bytes()
-    except OSError:
-        return None
-    digest, blob = data[:32], data[32:]
-    return blob if hashlib.sha256(blob).digest() == digest else None
-
-
-def _write_entry(path: Path, blob: bytes) -> None:
-    """Written beside its place and renamed, so that a concurrent reader sees all of it or nothing."""
-    try:
-        fd, temporary = tempfile.mkstemp(dir=path.parent, prefix=".tmp-")
-        try:
-            with os.fdopen(fd, "wb") as f:
-                f.write(hashlib.sha256(blob).digest() + blob)
-            os.replace(temporary, path)
-        except BaseException:
-            os.unlink(temporary)
-            raise
-    except OSError:
-        pass   # a full or read-only disk costs time only
 
 
 # ---------------------------------------------------------------- loading
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def _jit(target: CpuTarget):
     import llvmlite.binding as llvm
     return llvm.create_lljit_compiler(_target_machine(target), use_jit_link=False, suppress_errors=False)

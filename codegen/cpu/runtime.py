@@ -1,0 +1,201 @@
+"""Teams of threads that run generated code: made once per process and size, parked between launches.
+
+Workers are raw OS threads (they never touch Python), started at the first launch that needs them and ended at exit,
+before the machine code they run could be unmapped. After a fork the child makes its own. A launch is one ctypes call.
+"""
+from __future__ import annotations
+
+import atexit
+import ctypes
+import functools
+import mmap
+import os
+import signal
+import threading
+
+from . import runtime_ir as ir
+from .target import host_target, load
+
+DEFAULT_SCRATCH = 4 << 20
+
+
+@functools.cache
+def _library():
+    lib = load(ir.runtime_text(host_target()), list(ir.EXPORTS))
+    return lib, {name: lib.address(name) for name in ir.EXPORTS}
+
+
+def barrier_address() -> int:
+    """`engram_barrier`, for the linker."""
+    return _library()[1]["engram_barrier"]
+
+
+def default_threads() -> int:
+    """The processors this process may use (`ENGRAM_THREADS` overrides)."""
+    wanted = os.environ.get("ENGRAM_THREADS", "")
+    if wanted.isdigit() and int(wanted) > 0:
+        return int(wanted)
+    try:
+        return len(os.sched_getaffinity(0))
+    except AttributeError:
+        return os.cpu_count() or 1
+
+
+class Memory:
+    """Zeroed memory from the system, 64-byte aligned (2 MB where it is large, with huge pages asked for)."""
+
+    def __init__(self, nbytes: int):
+        huge = nbytes >= 4 << 20
+        align = 2 << 20 if huge else 4096
+        private = {"flags": mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS} if hasattr(mmap, "MAP_PRIVATE") else {}
+        self._map = mmap.mmap(-1, nbytes + align, **private)
+        if huge and hasattr(mmap, "MADV_HUGEPAGE"):
+            try:
+                self._map.madvise(mmap.MADV_HUGEPAGE)
+            except OSError:
+                pass
+        base = ctypes.addressof(ctypes.c_char.from_buffer(self._map))
+        self.address = -(-base // align) * align
+        self.nbytes = nbytes
+
+
+class Runtime:
+    """A team of `threads` threads; `launch` runs a job on it, one at a time."""
+
+    def __init__(self, threads: int):
+        self.threads = threads
+        self._lib, symbols = _library()
+        self._block = Memory(ir.RT_BYTES)
+        self.address = self._block.address
+        self._scratch: Memory | None = None
+        self._scratch_each = 0
+        self._write(ir.RT_THREADS, threads)
+        self._launch = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_void_p)(symbols["engram_launch"])
+        self._error = ctypes.c_int64.from_address(self.address + ir.RT_ERROR)
+        self._error_value = ctypes.c_int64.from_address(self.address + ir.RT_ERROR + 8)
+        self._cancel = ctypes.c_int64.from_address(self.address + ir.RT_CANCEL)
+        self.progress = ctypes.c_int64.from_address(self.address + ir.RT_PROGRESS)
+        self._workers: list[ctypes.c_ulong] = []
+        self._started = threads == 1
+        self._lock = threading.Lock()
+        self.reserve(DEFAULT_SCRATCH)
+
+    def _write(self, offset: int, value: int) -> None:
+        ctypes.c_int64.from_address(self.address + offset).value = value
+
+    def reserve(self, scratch: int) -> None:
+        """At least `scratch` bytes of working memory for each thread."""
+        if scratch > self._scratch_each:
+            with self._lock:
+                each = -(-scratch // (2 << 20)) * (2 << 20)
+                self._scratch = Memory(each * self.threads)
+                self._scratch_each = each
+                self._write(ir.RT_SCRATCH, self._scratch.address)
+                self._write(ir.RT_SCRATCH + 8, each)
+
+    def _start(self) -> None:
+        """Start the workers with every signal blocked: signals are the main thread's business."""
+        libc = ctypes.CDLL(None, use_errno=True)
+        worker = self._lib.address("engram_worker")
+        self._worker_args = (ctypes.c_uint64 * (2 * self.threads))()
+        base = ctypes.addressof(self._worker_args)
+        blocked = hasattr(signal, "pthread_sigmask")
+        old = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals()) if blocked else None
+        try:
+            for tid in range(1, self.threads):
+                self._worker_args[2 * tid], self._worker_args[2 * tid + 1] = self.address, tid
+                handle = ctypes.c_ulong()
+                code = libc.pthread_create(ctypes.byref(handle), None, ctypes.c_void_p(worker),
+                                           ctypes.c_void_p(base + 16 * tid))
+                if code:
+                    raise OSError(code, f"cannot start thread {tid} of {self.threads}: {os.strerror(code)}")
+                self._workers.append(handle)
+        finally:
+            if blocked:
+                signal.pthread_sigmask(signal.SIG_SETMASK, old)
+        self._started = True
+
+    def launch(self, fn: int, args: int) -> tuple[int, int]:
+        """Run `fn(runtime, tid, threads, args)` on every thread; (error code, value), code 0 when all went well."""
+        with self._lock:
+            if not self._started:
+                self._start()
+            self._launch(self.address, fn, args)
+            code = self._error.value
+            if code:
+                self._error.value = 0
+                return code, self._error_value.value
+            return 0, 0
+
+    def stop(self) -> None:
+        """End the workers (they are parked, so they end at once)."""
+        with self._lock:
+            if self._workers:
+                stop = ctypes.CFUNCTYPE(None, ctypes.c_void_p)(self._lib.address("engram_stop"))
+                stop(self.address)
+                libc = ctypes.CDLL(None)
+                for handle in self._workers:
+                    libc.pthread_join(handle, None)
+                self._workers.clear()
+                ctypes.c_int32.from_address(self.address + ir.RT_EPOCH).value = 0
+            self._started = self.threads == 1
+
+
+class Interruptible:
+    """While entered (main thread only), Ctrl-C also sets the runtime's cancel flag, which native loops poll."""
+
+    def __init__(self, runtime: Runtime):
+        self.runtime = runtime
+
+    def __enter__(self) -> None:
+        self.active = threading.current_thread() is threading.main_thread()
+        if not self.active:
+            return
+        lib, symbols = _library()
+        self.state = (ctypes.c_void_p * 2).from_address(symbols["engram_signal_state"])
+        self.libc = ctypes.CDLL(None)
+        self.libc.signal.restype = ctypes.c_void_p
+        self.libc.signal.argtypes = [ctypes.c_int, ctypes.c_void_p]
+        self.runtime._cancel.value = 0
+        self.state[0] = self.runtime.address
+        self.old = self.libc.signal(signal.SIGINT, symbols["engram_sigint"])
+        self.state[1] = self.old
+
+    def __exit__(self, *exc) -> None:
+        if self.active:
+            self.libc.signal(signal.SIGINT, self.old)
+            self.state[0] = None
+            self.runtime._cancel.value = 0
+
+
+_runtimes: dict[int, Runtime] = {}
+
+
+def runtime(threads: int) -> Runtime:
+    """The process's team of that size."""
+    if threads < 1:
+        raise ValueError(f"expected at least one thread, got {threads}")
+    if threads not in _runtimes:
+        if not _runtimes:
+            atexit.register(_stop_all)
+        _runtimes[threads] = Runtime(threads)
+    return _runtimes[threads]
+
+
+def _stop_all() -> None:
+    for r in _runtimes.values():
+        r.stop()
+
+
+def _after_fork() -> None:
+    """The workers stayed with the parent. Addresses stay valid, so teams are kept and start anew when needed."""
+    for r in _runtimes.values():
+        r._workers.clear()
+        r._lock = threading.Lock()
+        r._started = r.threads == 1
+        for offset in (ir.RT_GENERATION, ir.RT_ARRIVED, ir.RT_EPOCH, ir.RT_SLEEPERS):
+            ctypes.c_int32.from_address(r.address + offset).value = 0
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)
