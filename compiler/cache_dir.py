@@ -5,6 +5,7 @@ string turns caching off.  Whoever uses it must work without it: `cache_dir` ans
 """
 from __future__ import annotations
 
+import hashlib
 import os
 import tempfile
 from pathlib import Path
@@ -34,14 +35,15 @@ def cache_dir(sub: str) -> Path | None:
 
 
 def read_cached(sub: str, name: str) -> bytes | None:
-    """The content of a cached file, or None."""
+    """What `write_cached` stored; None where there is nothing, or a file that was damaged since."""
     folder = cache_dir(sub)
     if folder is None:
         return None
     try:
-        return (folder / name).read_bytes()
+        data = (folder / name).read_bytes()
     except OSError:
         return None
+    return data[32:] if data[:32] == hashlib.sha256(data[32:]).digest() else None
 
 
 def write_cached(sub: str, name: str, data: bytes) -> bool:
@@ -53,7 +55,7 @@ def write_cached(sub: str, name: str, data: bytes) -> bool:
     try:
         handle, temporary = tempfile.mkstemp(dir=folder, prefix=name + ".")
         with os.fdopen(handle, "wb") as f:
-            f.write(data)
+            f.write(hashlib.sha256(data).digest() + data)
         os.replace(temporary, folder / name)
         return True
     except OSError:

@@ -8,6 +8,7 @@ Parentheses do not make a node: they widen the span of what they hold and set it
 """
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from dataclasses import dataclass, field, fields
 from typing import dataclass_transform
@@ -595,7 +596,7 @@ def _dump(value: object, indent: int, spans: bool) -> str:
         parts = [_dump(v, indent + 2, spans) for v in value]
         opening, closing = "[", "]"
     elif isinstance(value, str):
-        return value if value.isidentifier() else '"' + value.replace("\\", "\\\\").replace('"', '\\"') + '"'
+        return value if value.isidentifier() else json.dumps(value, ensure_ascii=False)
     elif isinstance(value, tuple):
         return ".".join(value)
     else:
@@ -610,4 +611,4 @@ def _dump(value: object, indent: int, spans: bool) -> str:
 
 # parts that need no label in a dump: their place says what they are
 _PLAIN = {"id", "value", "name", "op", "left", "right", "operand", "func", "path", "pattern"}
-_SPLICED = {"items", "stmts", "operands", "subscripts"}                # lists whose elements follow without brackets
+_SPLICED = {"items", "stmts", "operands", "subscripts", "args"}                # lists whose elements follow without brackets

@@ -39,7 +39,7 @@ def check_brackets(text: str, file: str) -> Suspect | None:
         ch, at = text[m.start()], m.start()
         if ch == "\n":
             line, line_start, indent = line + 1, at + 1, m.end() - at - 1
-            if indent == 0 and stack and unclosed is None and _ITEM(text, m.end()):
+            if stack and unclosed is None and indent <= stack[-1][4] and _ITEM(text, m.end()):
                 unclosed = stack[-1]
         elif ch in "([{":
             stack.append((ch, at, line, at - line_start + 1, indent))

@@ -94,10 +94,7 @@ def tables() -> Tables:
     name = "lalr-" + hashlib.sha256(key.encode()).hexdigest()[:24]
     raw = read_cached("frontend", name)
     if raw is not None:
-        try:
-            return Tables(marshal.loads(raw))
-        except (ValueError, EOFError, TypeError, KeyError, re.error):
-            pass                                             # a damaged file: build and write it anew
+        return Tables(marshal.loads(raw))
     data = _build(grammar)
     write_cached("frontend", name, marshal.dumps(data))
     return Tables(data)

@@ -10,7 +10,7 @@ from .lalr import BadCharacter, IndentedMinus, Tok, Unexpected, tables
 _OPERATORS = {"SUM", "PRODUCT", "COMPARE", "SHIFT", "AUGMENTED", "AND", "OR", "NOT"}
 _OPERATOR_TEXT = {"|>", "..", "**", "|", "^", "&", ".", "[", "("}
 _ITEMS = ("import", "let", "fn", "layer", "rule", "train", "run")
-_ITEM_WORDS = {"layer", "train", "run", "rule", "nonlocal", "import"}
+_ITEM_WORDS = {"fn", "layer", "train", "run", "rule", "nonlocal", "import"}
 # words of other languages -> what to write here
 _FOREIGN = {
     "def": "functions are written `fn name(x: f32[n]) -> f32[n] { ... }`",
@@ -71,11 +71,12 @@ def _blames_bracket(problem: Exception, text: str, offset: int, suspect: Suspect
     token = problem.token
     if token.type == "$END" or token.type in ("RPAR", "RSQB", "RBRACE"):
         return True
-    # an item in the middle of something, as the first word of a line: what stands before it was not closed
-    first = not text[text.rfind("\n", 0, offset) + 1:offset].strip()
-    previous = problem.tokens[-1] if problem.tokens else None
-    words = (token.text, previous.text if previous else "")
-    return any(w in _ITEM_WORDS or w == "fn" for w in words) and (first or previous.span.col == 1)
+    # a declaration in the middle of something, at the start of a line: what stands before it was not closed
+    line_start = text.rfind("\n", 0, offset) + 1
+    if not text[line_start:offset].strip():
+        return token.text in _ITEM_WORDS
+    previous = problem.tokens[-1]
+    return previous.text in _ITEM_WORDS and not text[line_start:line_start + previous.span.col - 1].strip()
 
 
 def _indented_operator(problem: IndentedMinus) -> CompileError:
@@ -179,7 +180,9 @@ def _slip(problem: Unexpected, text: str, previous: Tok | None) -> Diagnostic | 
                               hint=f"state is updated by `x {previous.text}= 1`")
     if token.type == "PRODUCT" and ("LET" in problem.accepted or previous is None or text[at:at + 2] == "/*"
                                     or (adjacent and pair == "/*")):
-        return Diagnostic("error", token.span, f"unexpected `{token.text}`", hint="comments start with `#`")
+        span = previous.span.to(token.span) if adjacent and pair == "/*" else token.span
+        return Diagnostic("error", span, "unexpected `/*`" if pair == "/*" else f"unexpected `{token.text}`",
+                          hint="comments start with `#`")
     for word in (previous, token):
         if word is not None and word.type == "NAME" and word.text in _FOREIGN and (
                 word is token or _begins_statement(problem.tokens)):
