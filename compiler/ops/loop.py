@@ -89,7 +89,9 @@ def _for(types, attrs, regions):
     return out
 
 
-_loop("for", "Sequential: index lo, lo + step ... below hi, carrying scalars.", "lo hi *inits", _for, attrs={"step": "int > 0"}, n_regions=1, pure=False,
+_loop("for", "Sequential: index lo, lo + step ... below hi, carrying scalars. `independent = true` (optional; never with carried scalars) promises that no "
+      "iteration reads what another writes, so that they may become lanes of a vector.", "lo hi *inits", _for,
+      attrs={"step": "int > 0", "independent": "bool, optional"}, n_regions=1, pure=False,
       example="%s = loop.for(%lo, %hi, %s0) {step = 1} ({^(%i: i64, %s: f32): ... scf.yield(%s2)}) : f32")
 
 
