@@ -23,6 +23,7 @@ _OPENERS = {"LPAR": "RPAR", "LSQB": "RSQB", "LBRACE": "RBRACE"}
 _CLOSERS = set(_OPENERS.values())
 _OPERAND_END = {"NAME", "INT", "FLOAT", "STRING", "TRUE", "FALSE", "NONE", "RPAR", "RSQB", "RBRACE"}
 _BINARY = {"+", "-", "*", "/", "//", "%", "@", "**", "|", "^", "&", "<<", ">>", "==", "!=", "<", "<=", ">", ">="}
+_SIGNS = {"EQUAL", "AUGMENTED", "COMPARE", "SHIFT", "SUM", "PRODUCT", "COLON", "COMMA", "VBAR"}
 _HEADER_WORDS = {"sees", "given", "with", "->"}              # lines that start so still belong to what the brace opens
 _IN_GAP = re.compile(r"#[^\n]*|\n|;")
 
@@ -169,7 +170,10 @@ class _Formatter:
         for k, t in enumerate(self.toks):
             if t.type == "LBRACE":
                 end = self.pair[k]
-                if any(self.gaps[j].newline for j in range(k + 1, end + 1)):
+                inside = self.gaps[end]
+                if end == k + 1 and not inside.own and inside.trailing is None:
+                    inside.newline = False                   # nothing in them
+                elif any(self.gaps[j].newline for j in range(k + 1, end + 1)):
                     self.gaps[k + 1].newline = self.gaps[end].newline = True
 
     # ---- lines ---------------------------------------------------------------------------------------------------
@@ -306,7 +310,7 @@ class _Formatter:
             above = {self._column(k): k for k in range(a.first + 1, a.last) if self._space(k)}
             for k in range(b.first + 1, b.last):
                 other = above.get(self._column(k))
-                if other is not None and self._space(k) and max(self.gaps[k].original, self.gaps[other].original) > 1 \
+                if other is not None and self._space(k) and self._alike(other, k) and max(self.gaps[k].original, self.gaps[other].original) > 1 \
                         and self._neighbours(a, b):
                     self._join(group_of, target, (n - 1, other), (n, k))
             if a.comment and b.comment and a.comment_col == b.comment_col > 0:
@@ -337,6 +341,11 @@ class _Formatter:
 
     def _column(self, k: int) -> int:
         return self.toks[k].span.col
+
+    def _alike(self, a: int, b: int) -> bool:
+        """Whether two tokens can have been aligned on purpose: `=` under `=`, an operand under an operand."""
+        a_type, b_type = self.toks[a].type, self.toks[b].type
+        return a_type == b_type or a_type not in _SIGNS and b_type not in _SIGNS
 
     def _end_column(self, line: Line) -> int:
         return self.toks[line.last - 1].span.end_col - 1

@@ -16,8 +16,8 @@ from engram.frontend.build_ast import CALLBACKS
 from engram.frontend.parse import parse, parse_file
 
 ROOT = Path(__file__).parent.parent
-PROGRAMS = sorted((ROOT / "tests/programs").glob("*.nn")) + sorted((ROOT / "frontend/std").glob("*.nn")) \
-    + sorted((ROOT / "examples").rglob("*.nn"))
+HAND_WRITTEN = sorted((ROOT / "tests/programs").glob("*.nn")) + sorted((ROOT / "frontend/std").glob("*.nn"))
+PROGRAMS = HAND_WRITTEN + sorted((ROOT / "examples").rglob("*.nn"))
 
 
 def expr(text):
@@ -365,7 +365,7 @@ def test_large_but_right_input_parses_quickly(text):
 
 def test_mutated_programs_never_crash():
     rng = random.Random(7)
-    texts = [p.read_text(encoding="utf-8") for p in PROGRAMS]
+    texts = [p.read_text(encoding="utf-8") for p in HAND_WRITTEN]
     pieces = list("(){}[];,:.=+-*/@|<>#\"\n 1x") + ["let ", "fn ", "if ", "else ", "..", "|>", "yield ", "\\", "\0", "é"]
     outcomes = set()
     for _ in range(300):
