@@ -13,7 +13,7 @@ from engram.compiler.diagnostics import CompileError
 from engram.frontend import ast as A
 from engram.frontend import lalr
 from engram.frontend.build_ast import CALLBACKS
-from engram.frontend.parse import parse, parse_file
+from engram.frontend.parse import parse, parse_file, parse_library
 
 ROOT = Path(__file__).parent.parent
 HAND_WRITTEN = sorted((ROOT / "tests/programs").glob("*.nn")) + sorted((ROOT / "frontend/std").glob("*.nn"))
@@ -401,6 +401,26 @@ def test_tables_are_cached_and_damage_is_repaired(tmp_path, monkeypatch):
         assert parse("let x = 1").items
     finally:
         lalr.tables.cache_clear()
+
+
+def test_library_trees_are_cached(tmp_path, monkeypatch):
+    monkeypatch.setenv("ENGRAM_CACHE_DIR", str(tmp_path / "cache"))
+    path = tmp_path / "lib.nn"
+    path.write_text("let x = 1")
+    first, second = parse_library(path, "std/lib.nn"), parse_library(path, "std/lib.nn")
+    assert first == second == parse_file(path) and first is not second and second.span.file == "std/lib.nn"
+    [file] = [f for f in (tmp_path / "cache/frontend").iterdir() if f.name.startswith("ast-")]
+    file.write_bytes(file.read_bytes()[:-2])
+    assert parse_library(path, "std/lib.nn") == first
+    path.write_text("let x = 2")
+    assert parse_library(path, "std/lib.nn").items[0].value.value == 2
+    path.write_text("let x = ")
+    for _ in range(2):
+        with pytest.raises(CompileError):
+            parse_library(path, "std/lib.nn")
+    monkeypatch.setenv("ENGRAM_CACHE_DIR", "")
+    path.write_text("let x = 3")
+    assert parse_library(path, "std/lib.nn").items[0].value.value == 3
 
 
 def test_cache_dir(tmp_path, monkeypatch):
