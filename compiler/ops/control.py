@@ -12,8 +12,8 @@ def _call(types, attrs, regions):
     return list(attrs["result_types"])
 
 
-row("func.call", "Calls @callee. `instance` (optional) is the path of the layer instance whose forward function it is, `signals` the names of "
-    "its extra results.", "*args", _call, SPECIAL, attrs={"callee": "function name", "result_types": "types", "instance": "path, optional"},
+row("func.call", "Calls @callee. `instance` (optional) is the path of the layer instance whose forward function it is, relative to the instance in "
+    "whose forward function the call stands (see ops/learn.py), `signals` the names of its extra results, the last ones.", "*args", _call, SPECIAL, attrs={"callee": "function name", "result_types": "types", "instance": "path, optional"},
     example='%y = func.call(%x) {callee = "f", result_types = [f32[3]]} : f32[3]', stages=BASE)
 row("func.return", "Ends a function.", "*values", lambda t, a, r: [], SPECIAL, terminator=True, stages=ALL, example="func.return(%y)")
 row("scf.yield", "Ends a region.", "*values", lambda t, a, r: [], SPECIAL, terminator=True, stages=ALL, example="scf.yield(%y)")

@@ -1,4 +1,42 @@
-"""Rows by which learning is written in the IR: gradients of values, and local rules. The passes `grad` and `plasticity` remove them."""
+"""Rows by which learning is written in the IR: gradients of values, and local rules. The passes `grad` and `plasticity` remove them.
+
+What `plasticity` needs from the front end, precisely:
+
+1. learn.update stands in a *step function* (at its top level or in a region): a function with the attribute `arg_roles`, one text
+   per argument: `param:PATH`, `state:PATH`, `own:PATH` (a rule's state: layer path, then what names it), `data:NAME`, `step`, `epoch`, `key`.
+   Its first results are the new values of its param, state and own arguments, in the order of the arguments (this is how state is
+   followed from step to step). `arg_locs` (optional): where each is declared, texts "file:line:col" or "".
+2. The call of a layer's forward function carries `instance`: the instance's path *relative to the instance in whose forward function
+   the call stands*; in the step function, and in plain functions called from it, that is the path as in arg_roles. The path of a call
+   within calls is the join of all with "."; "" joins to nothing (a model whose parameters are just `hidden.w` is called with
+   instance = ""). A forward function takes the layer's parameters and state as values, and may return signals behind its other results;
+   the call then names them in `signals`: the last len(signals) results. A function that hands a sub-layer's signal on does so by
+   returning it, whatever the name.
+3. Roles of a learn.update's operands, each checked: `signal:pre` is (by identity, through returns, arguments, scan's stacking) an
+   operand of a call whose path is `layer`; `signal:out` its result 0, `signal:NAME` another one. `param:PATH` and `own:PATH` are the step's
+   argument of that role, or a result of an earlier learn.update of the same layer that writes this role. `given:NAME`, `arg:NAME`,
+   `capture:NAME` and `key` may be any value and are followed by data dependence.
+4. The rule's function takes the operands in order and returns the values of `writes` in order. It is closed: it sees nothing else.
+   A rule with a local loss holds learn.local_gradient; then `forward` = {callee, args, results} describes the layer's forward function:
+   args[i] is the index of the rule's argument (= operand of the learn.update) that is argument i of @callee; results[j] the index of the
+   rule's argument that holds its result j, or -1. plasticity calls @callee in the rule with these, uses its results in the
+   arguments' place, and differentiates. `pre` and all else that is no variable is thereby constant.
+
+    func @dense(%w: f32[4,3], %x: f32[2,4]) -> (f32[2,3]) {...}
+    func @hebb(%pre: f32[2,4], %out: f32[2,3], %w: f32[4,3]) -> (f32[4,3]) {...}
+    func @step(%w: f32[4,3], %v: f32[3,3], %x: f32[2,4]) -> (f32[4,3], f32[3,3]) attributes {arg_roles = ["param:hidden.w", "param:out.w", "data:x"]} {
+      %h = func.call(%w, %x) {callee = "dense", instance = "hidden", result_types = [f32[2,3]]} : f32[2,3]
+      %w1 = learn.update(%x, %h, %w) {rule = "hebb", rule_name = "hebb", layer = "hidden", nonlocal = false,
+                                      roles = ["signal:pre", "signal:out", "param:hidden.w"], writes = [2]} : f32[4,3]
+      func.return(%w1, %v)
+    }
+    func @pred(%out: f32[2,3], %y: i32[2], %w: f32[4,3], %m: f32[3,3], %pre: f32[2,4]) -> (f32[4,3], f32[3,3]) {
+      ...loss of %out, %m, %y...
+      %dw, %dm = learn.local_gradient(%loss, %w, %m) : f32[4,3], f32[3,3]
+      ...
+    }   // used with roles = ["signal:out", "given:label", "param:hidden.w", "own:hidden.pred.m", "signal:pre"], writes = [2, 3],
+        //           forward = {callee = "dense", args = [2, 4], results = [0]}
+"""
 from __future__ import annotations
 
 from .common import FRONT, need, row, tensor
