@@ -3,7 +3,7 @@ from __future__ import annotations
 
 import math
 
-from ..ir.types import ScalarType, TensorType, bool_
+from ..ir.types import ScalarType, TensorType, bool_, f32, f64, i32, u32
 from .common import BASE, LOOPS, S, count, need, row
 
 F, I, N, B_ = "float", "int", "num", "bool"         # what dtypes an op takes; N: float or int; "any"; "bits": int or bool
@@ -184,7 +184,7 @@ def _cast(types, attrs, regions):
 _both("cast", "Converts elements: float to integer truncates towards zero and saturates (NaN gives 0); integer to integer wraps; "
       "to bool is `!= 0`; rounding to a narrower float is to nearest, ties to even.", "x", _cast, _cast_grad,
       attrs={"dtype": "the new element type"}, example="%y = tensor.cast(%x) {dtype = f64} : f64[3,5]",
-      samples=[S(("f32[3,5]", -9, 9), dtype=d) for d in ()])
+      samples=[S(("f32[3,5]", -9, 9), dtype=d) for d in (f64, i32, bool_)] + [S(("i32[3,5]", -9, 9), dtype=f32), S(("bool[3,5]", 0, 1), dtype=f32)])
 
 
 def _bitcast(types, attrs, regions):
@@ -195,7 +195,7 @@ def _bitcast(types, attrs, regions):
 
 _both("bitcast", "The same bits as another type of the same width.", "x", _bitcast,
       "not differentiable: it works on representations", attrs={"dtype": "the new element type"},
-      example="%y = tensor.bitcast(%x) {dtype = u32} : u32[4]")
+      example="%y = tensor.bitcast(%x) {dtype = u32} : u32[4]", samples=[S("f32[3,5]", dtype=u32), S(("i32[3,5]", 0, 2**30), dtype=f32)])
 
 
 def _const_scalar(types, attrs, regions):

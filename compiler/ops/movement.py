@@ -2,7 +2,7 @@
 from __future__ import annotations
 
 from ..ir.dims import maybe_equal, product
-from ..ir.types import TensorType
+from ..ir.types import TensorType, f32, i64
 from .common import S, count, need, norm_dims, row, tensor
 
 NO_INPUT = "it has no inputs"
@@ -14,7 +14,7 @@ def _constant(types, attrs, regions):
 
 row("tensor.constant", "A constant: one number for all elements (splat) or an ndarray of the type's shape.", "", _constant, NO_INPUT,
     attrs={"value": "a number or ndarray", "type": "TensorType"}, example="%c = tensor.constant() {value = 0.5, type = f32[3,5]} : f32[3,5]",
-    samples=[S(value=0.5, type=None)][:0])
+    samples=[S(value=0.5, type=TensorType(f32, (3, 5)))])
 
 
 def _iota(types, attrs, regions):
@@ -23,7 +23,8 @@ def _iota(types, attrs, regions):
 
 
 row("tensor.iota", "The index along `dim`: 0, 1, 2 ...", "", _iota, NO_INPUT, attrs={"shape": "sizes", "dim": "int", "dtype": "DType"},
-    example="%i = tensor.iota() {shape = [3, 5], dim = 1, dtype = i64} : i64[3,5]")
+    example="%i = tensor.iota() {shape = [3, 5], dim = 1, dtype = i64} : i64[3,5]",
+    samples=[S(shape=[3, 5], dim=1, dtype=i64), S(shape=[3, 5], dim=0, dtype=f32)])
 
 
 def _broadcast(types, attrs, regions):

@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 
 from ..ir.dims import maybe_equal
-from ..ir.types import TensorType, i64
+from ..ir.types import TensorType, f32, i64
 from .common import FRONT, S, count, need, norm_dims, row, tensor
 
 DECOMPOSED = "decomposed into base ops before differentiation"
@@ -134,4 +134,4 @@ def _one_hot(b, op):
 
 
 nn("one_hot", "1 at the index, else 0, along a new last dim.", "x", _one_hot_infer, _one_hot, attrs={"classes": "int", "dtype": "DType"},
-   example="%y = nn.one_hot(%x) {classes = 10, dtype = f32} : f32[3,10]", samples=[S(("i64[3]", 0, 4), classes=5, dtype=None)][:0])
+   example="%y = nn.one_hot(%x) {classes = 10, dtype = f32} : f32[3,10]", samples=[S(("i64[3]", 0, 4), classes=5, dtype=f32), S(("i32[2,3]", -1, 5), classes=5, dtype=f32)])
