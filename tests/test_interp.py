@@ -294,7 +294,7 @@ def np_broadcast(x, a):
 TENSOR = {
     "compare": lambda x, y, a: {"eq": x == y, "ne": x != y, "lt": x < y, "le": x <= y, "gt": x > y, "ge": x >= y}[a["predicate"]],
     "select": lambda c, x, y, a: np.where(c, x, y),
-    "cast": lambda x, a: x.astype(a["dtype"].numpy), "bitcast": lambda x, a: x.astype(np.float32).view(a["dtype"].numpy),
+    "cast": lambda x, a: x.astype(a["dtype"].numpy), "bitcast": lambda x, a: (x.astype(np.float32) if x.dtype == np.float64 else x).view(a["dtype"].numpy),
     "constant": lambda a: np.full(a["type"].shape, a["value"], a["type"].dtype.numpy),
     "iota": lambda a: np.broadcast_to(np.arange(a["shape"][a["dim"]]).reshape([-1 if d == a["dim"] else 1 for d in range(len(a["shape"]))]), a["shape"]),
     "broadcast": np_broadcast, "reshape": lambda x, a: x.reshape(a["shape"]), "transpose": lambda x, a: x.transpose(a["perm"]),
