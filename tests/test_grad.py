@@ -1,7 +1,6 @@
 """The pass grad on whole programs: calls, control flow, higher derivatives, what is kept for the backward functions, errors."""
 import numpy as np
 import pytest
-
 from engram.compiler.diagnostics import CompileError
 from engram.compiler.ir import Block, Func, Loc, Module, TensorType, bool_, f32, f64, i64
 from engram.compiler.ir.builder import Builder

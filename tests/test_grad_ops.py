@@ -1,7 +1,6 @@
 """Gradient rules of the op table, row by row: every differentiable sample against central finite differences, in f64."""
 import numpy as np
 import pytest
-
 from engram.compiler.ir import Func, Module, TensorType, bool_
 from engram.compiler.ir.builder import Builder
 from engram.compiler.ir.parser import parse_module

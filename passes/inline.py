@@ -1,0 +1,59 @@
+"""inline: calls of small functions, and of functions called once, are replaced by the function's ops."""
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from ..compiler.ir.core import Block, Func, Module, Op, Value, clone_op, rewrite
+from .util import callees, callees_first
+
+
+@dataclass(frozen=True)
+class Inline:
+    """Inlines a function whose body has at most `small` ops, or that one place calls; `all` inlines everything. Functions
+    with many callers and large bodies stay: they are compiled once. Ops keep their locations. Valid IR before and after.
+    """
+
+    small: int = 12
+    all: bool = False
+
+    name: ClassVar[str] = "inline"
+    exact: ClassVar[bool] = True
+
+    def apply(self, module: Module) -> Module:
+        entries = set(module.attrs.get("entries") or ())
+        calls: dict[str, int] = {}
+        for op in module.walk():
+            for name in callees(op):
+                calls[name] = calls.get(name, 0) + 1
+        for f in callees_first(module):
+            if any(op.name == "func.call" for op in f.walk()):
+                rewrite(f.body, lambda op, out: self._inline(module, calls, entries, op, out))
+        if entries:
+            used = {name for op in module.walk() for name in callees(op)}
+            module.funcs = {n: f for n, f in module.funcs.items() if n in entries or n in used or n not in calls}
+        return module
+
+    def _inline(self, module: Module, calls: dict[str, int], entries: set[str], op: Op, out: Block) -> list[Value] | None:
+        if op.name != "func.call":
+            return None
+        callee = module.funcs[op.attrs["callee"]]
+        once = calls[callee.name] == 1 and callee.name not in entries
+        if not (self.all or once or _size(callee, self.small) <= self.small):
+            return None
+        env = dict(zip(callee.args, op.operands))
+        for inner in callee.body.ops[:-1]:
+            out.append(clone_op(inner, env))
+            for name in callees(inner):
+                calls[name] = calls.get(name, 0) + 1
+        return [env.get(v, v) for v in callee.returns.operands]
+
+
+def _size(f: Func, limit: int) -> int:
+    """The number of ops that compute something (counting stops above the limit)."""
+    n = 0
+    for op in f.walk():
+        n += op.name not in ("tensor.constant", "func.return", "scf.yield", "tensor.reshape", "tensor.broadcast")
+        if n > limit:
+            break
+    return n
