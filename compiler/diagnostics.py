@@ -126,6 +126,13 @@ class RuntimeError_(Exception):
         return render([self.diagnostic])
 
 
+class BackendUnavailable(CompileError):
+    """A backend that this machine cannot run; the diagnostic's hint tells how to get it."""
+
+    def __init__(self, message: str, hint: str | None = None):
+        super().__init__(Diagnostic("error", None, message, hint=hint))
+
+
 def error(span: Span | None, message: str, *, hint: str | None = None, label: str | None = None,
           notes: Iterable[tuple[Span | None, str]] = (), marks: Iterable[tuple[Span, str | None]] = ()) -> CompileError:
     """A `CompileError` of one error, to be raised: `raise error(span, "...")`."""
