@@ -16,15 +16,20 @@ from pathlib import Path
 
 import numpy as np
 
+from .compiler.diagnostics import CompileError, Diagnostic, did_you_mean
+
 MAX_BYTES = 16 << 30                       # of one array; a header that asks for more is taken for a broken file
 
 
-class DatasetError(Exception):
-    """A data set cannot be had: unknown name, missing or broken file, wrong arguments. `hint` says what to do about it."""
+class DatasetError(CompileError):
+    """A data set cannot be had: unknown name, missing or broken file, wrong arguments. `hint` says what to do about it.
+
+    It carries a diagnostic without a span; the front end, which knows where `dataset(...)` was written, adds it.
+    """
 
     def __init__(self, message: str, hint: str | None = None):
         self.message, self.hint = message, hint
-        super().__init__(message)
+        super().__init__(Diagnostic("error", None, message, hint=hint))
 
     def __str__(self) -> str:
         return self.message + (f" ({self.hint})" if self.hint else "")
@@ -80,7 +85,6 @@ def dataset(name: str, *args, base: Sequence[str | os.PathLike] = (), **kwargs) 
 
     fn = LOADERS.get(name)
     if fn is None:
-        from .compiler.diagnostics import did_you_mean
         near = did_you_mean(name, LOADERS)
         if not near and _looks_like_a_path(name):
             near_text = f'a file of arrays is dataset("npz", "{name}")'
@@ -94,6 +98,12 @@ def dataset(name: str, *args, base: Sequence[str | os.PathLike] = (), **kwargs) 
     if "path" in bound.arguments:
         bound.arguments["path"] = _find(bound.arguments["path"], base)
     return fn(*bound.args, **bound.kwargs)
+
+
+def takes_path(name: str) -> bool:
+    """Whether data sets of that name are read from a path that the user gives."""
+    import inspect
+    return "path" in inspect.signature(LOADERS[name]).parameters
 
 
 def _looks_like_a_path(name: str) -> bool:

@@ -1,0 +1,29 @@
+# Targets for people who work on Engram; `make` alone prints them. PYTHON chooses the interpreter (a virtual environment's).
+PYTHON ?= python3
+
+.DEFAULT_GOAL := help
+.PHONY: help install test test-quick lint bless tour bench
+
+help:            ## print these targets
+	@grep -E '^[a-z-]+: *.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## */  \1	/' | expand -t 16
+
+install:         ## install the checkout, editable, with what the tests need
+	$(PYTHON) -m pip install -e '.[test]'
+
+test:            ## run all tests
+	$(PYTHON) -m pytest
+
+test-quick:      ## run the tests that take less than a second each
+	$(PYTHON) -m pytest -m "not slow" -x
+
+lint:            ## check the style
+	$(PYTHON) -m ruff check .
+
+bless:           ## accept the current output of the golden tests (look at the diff before you commit it)
+	ENGRAM_BLESS=1 $(PYTHON) -m pytest tests/ -k golden
+
+tour:            ## run every example on every backend, briefly
+	for b in cpu opencl; do for f in examples/*.nn; do $(PYTHON) -m engram run $$f --backend $$b --out out/tour/$$b || exit 1; done; done
+
+bench:           ## time the headline workloads
+	$(PYTHON) -m engram bench

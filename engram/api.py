@@ -1,0 +1,257 @@
+"""`engram.compile`: a program whose functions are called with NumPy arrays; and its derivatives.
+
+Each combination of argument types and compile-time values is compiled once and kept. Models are model.py's business.
+"""
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from .arguments import KINDS, ArgumentError, to_array
+from .session import BACKENDS, load_program
+
+
+def compile(path_or_source: str | os.PathLike, backend: str = "cpu", threads: int | None = None) -> CompiledProgram:
+    """Load a program: a path to a .nn file, or its text. Its top-level functions are the result's attributes."""
+    return CompiledProgram(path_or_source, backend, threads)
+
+
+def checked_backend(backend: str) -> str:
+    if backend not in BACKENDS:
+        raise ValueError(f"unknown backend {backend!r}: expected one of {', '.join(BACKENDS)}")
+    return backend
+
+
+class CompiledProgram:
+    """A program's functions as attributes: `p.f(x, y)`; `p.grad("f", wrt="x")(x, y)` and so on."""
+
+    def __init__(self, path_or_source: str | os.PathLike, backend: str = "cpu", threads: int | None = None):
+        self._backend, self._threads = checked_backend(backend), threads
+        self._program = load_program(path_or_source)
+        self._functions: dict[tuple, Function] = {}
+
+    def __getattr__(self, name: str) -> Function:
+        if name.startswith("__") or name.startswith("_ipython") or name == "_repr_html_":
+            raise AttributeError(name)
+        return self._function(name, AttributeError)
+
+    def __getitem__(self, name: str) -> Function:
+        return self._function(name, KeyError)
+
+    def __dir__(self):
+        return sorted({*object.__dir__(self), *self._program.functions})
+
+    def __repr__(self) -> str:
+        return f"<engram program {self._program.file}: {', '.join(self._program.functions) or 'no functions'}; {self._backend}>"
+
+    def _function(self, name: str, error: type[Exception] = AttributeError, kind: str = "value", wrt: tuple[str, ...] = ()) -> Function:
+        decl = self._program.functions.get(name)
+        if decl is None:
+            from .compiler.diagnostics import did_you_mean
+            near = did_you_mean(name, self._program.functions)
+            other = "it is a layer: use engram.Model" if name in self._program.layers else "it is a train block: use `engram run`" \
+                if name in self._program.blocks else f"did you mean {near!r}?" if near else f"it has: {', '.join(self._program.functions) or 'none'}"
+            raise error(f"{self._program.file} has no function {name!r}: {other}")
+        key = (name, kind, wrt)
+        if key not in self._functions:
+            self._functions[key] = Function(self, name, decl, kind, wrt)
+        return self._functions[key]
+
+    # -- derivatives
+
+    def grad(self, name: str, wrt: str | Sequence[str] | None = None) -> Function:
+        """The gradient of a function with a scalar result; with respect to its first parameter unless `wrt` names others.
+        One name gives an array, a list of names a tuple."""
+        return self._derivative(name, "grad", wrt)
+
+    def value_and_grad(self, name: str, wrt: str | Sequence[str] | None = None) -> Function:
+        """(value, gradient) in one computation."""
+        return self._derivative(name, "value_and_grad", wrt)
+
+    def vjp(self, name: str, wrt: str | Sequence[str] | None = None) -> Function:
+        """Called with the function's arguments and `cotangent=`: (value, the cotangent pulled back to `wrt`)."""
+        return self._derivative(name, "vjp", wrt)
+
+    def jvp(self, name: str, wrt: str | Sequence[str] | None = None) -> Function:
+        """Called with the function's arguments and `tangent=` (one, or a tuple for a list `wrt`): (value, its derivative along it)."""
+        return self._derivative(name, "jvp", wrt)
+
+    def _derivative(self, name: str, kind: str, wrt) -> Function:
+        f = self._function(name)
+        names = [p.name for p in f.decl.params]
+        if wrt is None:
+            if not names:
+                raise ValueError(f"{name} has no parameters to differentiate with respect to")
+            wrt = names[0]
+        single = isinstance(wrt, str)
+        for w in [wrt] if single else wrt:
+            if not isinstance(w, str):
+                raise TypeError(f"wrt: expected names of parameters, got {w!r}")
+            if w not in names:
+                from .compiler.diagnostics import did_you_mean
+                near = did_you_mean(w, names)
+                raise ValueError(f"{name} has no parameter {w!r}: " + (f"did you mean {near!r}?" if near else f"it has {', '.join(names)}"))
+        return self._function(name, kind=kind, wrt=("one", wrt) if single else ("many", *wrt))
+
+
+class Function:
+    """One function of a program, or a derivative of it; calling it compiles for the arguments' types once."""
+
+    def __init__(self, owner: CompiledProgram, name: str, decl, kind: str, wrt: tuple[str, ...]):
+        self.owner, self.name, self.decl, self.kind, self.wrt = owner, name, decl, kind, wrt
+        self._cache: dict[tuple, tuple[Any, Any]] = {}
+
+    def __repr__(self) -> str:
+        what = self.name if self.kind == "value" else f"{self.kind} of {self.name} with respect to {', '.join(self.wrt[1:])}"
+        return f"<engram function {what}({', '.join(p.name for p in self.decl.params)})>"
+
+    def __call__(self, *args, **kwargs):
+        extra = {"vjp": "cotangent", "jvp": "tangent"}.get(self.kind)
+        given = kwargs.pop(extra, None) if extra else None
+        bound = bind(self.name, self.decl, args, kwargs)
+        types, arrays = [], []
+        for p, v in zip(self.decl.params, bound):
+            types.append(_type_of(p, v, arrays))
+        if extra:
+            types_extra = self._direction(extra, given, arrays)
+        else:
+            types_extra = ()
+        key = (tuple(map(_hashable, types)), tuple(map(_hashable, types_extra)))
+        if key not in self._cache:
+            self._cache[key] = self._compile(types, types_extra)
+        program, elaborated = self._cache[key]
+        results = program.call(elaborated.entry, arrays)
+        return structured(elaborated, [np.asarray(program.to_host(r)) for r in results])
+
+    def _direction(self, name: str, given, arrays: list) -> tuple:
+        if given is None:
+            raise ArgumentError(f"{self.kind} of {self.name}: the argument {name}= is missing")
+        many = isinstance(given, tuple | list) and self.kind == "jvp" and self.wrt[0] == "many"
+        out = []
+        for k, v in enumerate(given if many else [given]):
+            a = to_array(f"{name} {k}" if many else name, v, "float")
+            arrays.append(a)
+            out.append(_tensor_type(a))
+        return tuple(out)
+
+    def _compile(self, types, extra):
+        from .compiler import driver
+        from .frontend import elaborate_derivative, elaborate_function
+        program = self.owner._program
+        if self.kind == "value":
+            e = elaborate_function(program, self.name, types)
+        else:
+            wrt = self.wrt[1] if self.wrt[0] == "one" else list(self.wrt[1:])
+            e = elaborate_derivative(program, self.name, types, self.kind, wrt, extra)
+        return driver.build(e.module, self.owner._backend, threads=self.owner._threads), e
+
+
+class _Omitted:
+    """An argument that was left out: the function's own default serves."""
+
+    def __repr__(self) -> str:
+        return "OMITTED"
+
+
+OMITTED = _Omitted()
+
+
+def bind(name: str, decl, args: tuple, kwargs: dict) -> list[Any]:
+    """One value per parameter, as Python binds them; OMITTED where a default serves."""
+    names = [p.name for p in decl.params]
+    if len(args) > len(names):
+        raise ArgumentError(f"{name} takes {len(names)} argument{'s' if len(names) != 1 else ''} ({', '.join(names)}), got {len(args)}")
+    values = dict(zip(names, args))
+    for k, v in kwargs.items():
+        if k not in names:
+            from .compiler.diagnostics import did_you_mean
+            near = did_you_mean(k, names)
+            raise ArgumentError(f"{name} has no parameter {k!r}" + (f": did you mean {near!r}?" if near else f"; it has {', '.join(names)}"))
+        if k in values:
+            raise ArgumentError(f"{name}: argument {k} is given twice")
+        values[k] = v
+    missing = [p.name for p in decl.params if p.name not in values and p.default is None and not _is_key(p)]
+    if missing:
+        raise ArgumentError(f"{name}: missing argument{'s' if len(missing) > 1 else ''} {', '.join(missing)}")
+    return [values.get(n, OMITTED) for n in names]
+
+
+def _is_key(p) -> bool:
+    return getattr(p.type, "name", None) == "key"
+
+
+def _type_of(p, value, arrays: list) -> Any:
+    """What the front end is told about one argument: its tensor type (the array goes to `arrays`), or its compile-time value."""
+    from .compiler.ir import DTYPES
+    from .frontend import ast as A
+    if value is OMITTED:
+        if _is_key(p):
+            arrays.append(np.array(0, np.uint64))
+            return _tensor_type(arrays[-1])
+        return OMITTED
+    t = p.type
+    if t is None:
+        return value.item() if isinstance(value, np.generic) else value
+    if isinstance(t, A.TupleType):
+        if not isinstance(value, tuple | list) or len(value) != len(t.items):
+            raise ArgumentError(f"argument {p.name}: expected a tuple of {len(t.items)}")
+        return tuple(_type_of(A.Param(p.span, f"{p.name}[{k}]", x, None), v, arrays) for k, (x, v) in enumerate(zip(t.items, value)))
+    if isinstance(t, A.TensorType) and (t.name in DTYPES or t.name in KINDS or t.name == "key"):
+        a = to_array(p.name, value, t.name)
+        check_rank(p.name, t, a)
+        arrays.append(np.ascontiguousarray(a) if a.ndim else a)
+        return _tensor_type(a)
+    raise ArgumentError(f"argument {p.name}: a parameter of this kind cannot be passed from Python yet; write a function of the program "
+                        "that calls this one")
+
+
+def check_rank(name: str, t, a: np.ndarray) -> None:
+    """The rank must be the declared one, and written sizes must agree; named sizes are the front end's to bind."""
+    from .frontend import ast as A
+    dims = t.dims or []
+    packs = sum(isinstance(d, A.Pack) for d in dims)
+    want = len(dims) - packs
+    if (a.ndim < want) if packs else (a.ndim != want):
+        raise ArgumentError(f"argument {name}: expected {_source(t)}, got shape {list(a.shape)}: "
+                            f"{a.ndim} dimension{'s' if a.ndim != 1 else ''}, expected {'at least ' if packs else ''}{want}")
+    if not packs:
+        for k, (d, n) in enumerate(zip(dims, a.shape)):
+            if isinstance(d, A.Int) and d.value != n:
+                raise ArgumentError(f"argument {name}: expected {_source(t)}, got shape {list(a.shape)}: dimension {k} is {n}, expected {d.value}")
+
+
+def _source(t) -> str:
+    """A type as the user wrote it."""
+    from .compiler.diagnostics import Source
+    line = Source.line(t.span.file, t.span.line)
+    return line[t.span.col - 1:t.span.end_col - 1] if line and t.span.line == t.span.end_line else t.name
+
+
+def _tensor_type(a: np.ndarray):
+    from .compiler.ir import TensorType
+    from .compiler.ir.types import dtype_of
+    return TensorType(dtype_of(a.dtype), a.shape)
+
+
+def _hashable(v):
+    if isinstance(v, list):
+        return ("list", *map(_hashable, v))
+    if isinstance(v, tuple):
+        return tuple(map(_hashable, v))
+    return (type(v), v)
+
+
+def structured(elaborated, results: list[np.ndarray]):
+    """The results in the shape of the function's value: one array, or a (nested) tuple."""
+    tree = getattr(elaborated, "structure", None)
+    if tree is None:
+        return results[0] if len(results) == 1 else tuple(results)
+    it = iter(results)
+
+    def build(t):
+        return tuple(build(x) for x in t) if isinstance(t, tuple | list) else next(it)
+
+    return build(tree)

@@ -1,0 +1,129 @@
+"""`engram check` and `engram fmt`."""
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+from . import OK, WRONG
+from .errors import colours, wrong
+from .options import settings
+
+
+def check_command(args) -> int:
+    """All diagnostics of all files; 1 if one is an error."""
+    from ..compiler.diagnostics import render, to_json
+    overrides, found, tables = settings(args.set), [], []
+    for file in args.files:
+        diagnostics, table = check_file(file, overrides)
+        found += diagnostics
+        tables += table
+    failed = any(d.severity == "error" for d in found)
+    if args.json:
+        print(json.dumps(to_json(found), indent=1))
+    elif found:
+        print(render(found, colours(sys.stderr)), file=sys.stderr)
+    if args.locality and not args.json:
+        print(locality_table(tables) if tables else "no learning rules")
+    elif not failed and not args.json:
+        print(f"{len(args.files)} file{'s' if len(args.files) > 1 else ''} checked: no errors")
+    return WRONG if failed else OK
+
+
+def check_file(file: str, overrides: dict) -> tuple[list, list[dict]]:
+    """The diagnostics of one program and its locality table. Train blocks are elaborated with their data and lowered as far as the
+    proof of locality; a data set whose files are not here is a warning, since the program may be right."""
+    from ..compiler import driver
+    from ..compiler.diagnostics import CompileError, Diagnostic
+    from ..datasets import DatasetError
+    from ..frontend import ast as A
+    from ..frontend import check
+    from ..session import load_program, train_plan
+    found: list = []
+    rows: list[dict] = []
+    try:
+        program = load_program(file)
+        found += _diagnostics(check(program))
+    except CompileError as e:
+        return [*found, *e.diagnostics], rows
+    for name, block in program.blocks.items():
+        if not isinstance(block, A.Train):
+            continue
+        try:
+            plan = train_plan(program, name, overrides)
+            rows += locality_rows(plan, name)
+            for module in {id(p.module): p.module for p in plan.phases}.values():
+                driver.lower(module, "definition")
+        except DatasetError as e:
+            found.append(Diagnostic("warning", None, f"{file}: train {name} was not checked: {e.message}", hint=e.hint))
+        except CompileError as e:
+            found += e.diagnostics
+            for r in rows:
+                if r["train"] == name:
+                    r["verdict"] = "refused"
+    return found, rows
+
+
+def _diagnostics(result) -> list:
+    """check answers diagnostics, a collector of them, or nothing."""
+    return list(getattr(result, "items", result) or [])
+
+
+def locality_rows(plan, train: str) -> list[dict]:
+    """One row per parameter that a rule writes: what the update reads, and what was broadcast to it."""
+    rows = []
+    seen = set()
+    for module in {id(p.module): p.module for p in plan.phases}.values():
+        for op in module.walk():
+            if op.name != "learn.update":
+                continue
+            roles, layer = op.attrs["roles"], op.attrs["layer"]
+            reads = [r.split(":", 1) for r in roles]
+            for w in op.attrs["writes"]:
+                kind, path = reads[w]
+                row = {"train": train, "parameter": _full(layer, path, kind, op.attrs["rule_name"]), "rule": op.attrs["rule_name"],
+                       "reads": [n for k, n in reads if k in ("signal", "param", "own")],
+                       "broadcast": [n for k, n in reads if k == "given"],
+                       "verdict": "declared non-local" if op.attrs.get("nonlocal") else "local"}
+                if row["parameter"] not in seen:
+                    seen.add(row["parameter"])
+                    rows.append(row)
+    return rows
+
+
+def _full(layer: str, path: str, kind: str, rule: str) -> str:
+    return path if path.startswith(layer) else f"{layer}.{rule}.{path}" if kind == "own" else f"{layer}.{path}"
+
+
+def locality_table(rows: list[dict]) -> str:
+    """The rows as aligned text."""
+    head = ["parameter", "rule", "reads", "broadcast", "verdict"]
+    table = [head] + [[r["parameter"], r["rule"], " ".join(r["reads"]), " ".join(r["broadcast"]) or "-", r["verdict"]] for r in rows]
+    widths = [max(len(row[k]) for row in table) for k in range(len(head))]
+    return "\n".join("  ".join(cell.ljust(w) for cell, w in zip(row, widths)).rstrip() for row in table)
+
+
+def fmt_command(args) -> int:
+    """Format in place, or with --check only tell."""
+    from ..checkpoint import atomic_write
+    from ..compiler.diagnostics import CompileError, render
+    from ..frontend.format import format_source
+    from ..frontend.parse import decode, read_source
+    status = OK
+    for file in args.files:
+        try:
+            text = decode(sys.stdin.buffer.read(), "<stdin>") if file == "-" else read_source(file)
+            new = format_source(text, "<stdin>" if file == "-" else file)
+        except CompileError as e:
+            print(render(e.diagnostics, colours(sys.stderr)), file=sys.stderr)
+            status = WRONG
+            continue
+        if args.check:
+            if new != text:
+                status = wrong(f"{file} is not formatted")
+        elif file == "-":
+            sys.stdout.write(new)
+        elif new != text:
+            atomic_write(Path(file).resolve(), new.encode())
+            print(f"formatted {file}")
+    return status

@@ -1,0 +1,97 @@
+"""`engram diff`: run functions and training steps on every backend and compare with the first one's results."""
+from __future__ import annotations
+
+import numpy as np
+
+from . import OK, WRONG
+from .errors import UserError
+from .options import dims, pass_options, settings
+from .programs import Target, targets
+
+
+def diff_command(args) -> int:
+    """A line per function and backend; 1 when results differ by more than the reference's own rounding explains."""
+    from ..compiler import ops  # noqa: F401  (registers the op table)
+    backends = [b for b in args.backends.replace(" ", "").split(",") if b]
+    for b in backends:
+        if b not in ("interp", "cpu", "opencl"):
+            raise UserError(f"unknown backend {b!r}")
+    if args.file.endswith(".ir"):
+        todo = _from_ir(args.file, args.fn)
+    else:
+        from ..session import load_program
+        program = load_program(args.file)
+        overrides = {"batch": 4, **settings(args.set)} if program.blocks else settings(args.set)
+        todo = targets(program, args.fn, dims(args.dims), 3, overrides, every=True)
+    if not todo:
+        raise UserError(f"{args.file} has nothing to run: no function whose parameters are tensors, no train block")
+    apart = 0
+    for target in todo:
+        apart += compare(target, backends, args)
+    print(f"{len(todo)} compared on {', '.join(backends)}: " + (f"{apart} differ" if apart else "no differences"))
+    return WRONG if apart else OK
+
+
+def _from_ir(path: str, fn: str | None) -> list[Target]:
+    from ..compiler.ir.parser import parse_module
+    from ..compiler.ir.verifier import verify
+    with open(path, encoding="utf-8") as f:
+        module = parse_module(f.read(), path)
+    verify(module, "the parser")
+    entries = module.attrs.get("entries") or list(module.funcs)
+    if fn is not None and fn not in module.funcs:
+        raise UserError(f"{path} has no function {fn!r}")
+    return [Target(e, module, e) for e in ([fn] if fn else entries)]
+
+
+def compare(target: Target, backends: list[str], args) -> int:
+    """How many backends differ from the first."""
+    from ..compiler import driver
+    from ..compiler.diagnostics import BackendUnavailable
+    from ..interp.compare import assert_close
+    values = arguments(target, args.seed)
+    options = pass_options(args)
+    reference, tolerance = None, None
+    apart = 0
+    for backend in backends:
+        try:
+            program = driver.build(target.module, backend, threads=args.threads, options=options)
+        except BackendUnavailable as e:
+            print(f"{target.name:24s} {backend:8s} skipped: {e.diagnostics[0].message}")
+            continue
+        results = [np.asarray(program.to_host(r)) for r in program.call(target.entry, [np.array(v, order="C") for v in values])]
+        if reference is None:
+            reference, tolerance = results, _tolerance(target, values, results)
+            print(f"{target.name:24s} {backend:8s} reference")
+            continue
+        try:
+            assert_close(results, reference, rtol=1e-5, atol=tolerance)
+            exact = all(np.array_equal(a, b, equal_nan=a.dtype.kind == "f") for a, b in zip(results, reference))
+            worst = 0.0 if exact else max(float(np.max(np.abs(a.astype(np.float64) - b.astype(np.float64)), initial=0.0))
+                                          for a, b in zip(results, reference) if a.dtype.kind == "f")
+            print(f"{target.name:24s} {backend:8s} same" + ("" if exact else f" within tolerance (largest difference {worst:.2g})"))
+        except AssertionError as e:
+            apart += 1
+            print(f"{target.name:24s} {backend:8s} DIFFERS: {e}")
+    return apart
+
+
+def _tolerance(target: Target, values: list[np.ndarray], results: list[np.ndarray]) -> list:
+    """One absolute tolerance per result, from an interpretation in f64 beside the one in the program's own dtypes."""
+    from ..compiler import driver
+    from ..interp.compare import reference_with_tolerance
+    module = driver.lower(target.module, "definition")
+    return reference_with_tolerance(module, target.entry, values)[1]
+
+
+def arguments(target: Target, seed: int) -> list[np.ndarray]:
+    """Arguments by type; for a training step, initialised slots and the first batch of the data."""
+    from ..compiler import driver
+    if target.plan is None:
+        return driver.random_arguments(target.module, target.entry, seed)
+    from ..train import _batch_of, key_of
+    plan, phase = target.plan, target.plan.phases[0]
+    program = driver.build(plan.module, "cpu")
+    slots = [np.array(program.to_host(r)) for r in program.call("init", [key_of(seed, 1)])]
+    n = _batch_of(phase, len(plan.slots))
+    return [*slots, np.array(0, np.int64), np.array(0, np.int64), key_of(seed, 3, 0), *(v[:n] for v in plan.dataset.fields.values())]

@@ -1,0 +1,87 @@
+"""`engram ir` prints a program at any stage; `engram opt` runs passes over a file of IR."""
+from __future__ import annotations
+
+import sys
+
+from . import OK
+from .errors import UserError
+from .options import dims, known_passes, pass_options, settings
+from .programs import targets
+
+STAGES = ("ast", "nn", "tensor", "fused", "loop", "llvm", "opencl")
+
+
+def ir_command(args) -> int:
+    """Print one stage of one function or train block."""
+    from ..compiler import driver
+    from ..compiler.ir.printer import print_module
+    from ..session import load_program
+    stage = args.stage
+    after = args.after
+    if stage is not None and stage not in STAGES:
+        after, stage = stage, None                           # a pass's name is taken for "after it"
+    if after is not None:
+        if stage not in (None, "tensor", "fused", "loop", "nn"):
+            raise UserError(f"--after {after} and --stage {stage} exclude each other")
+        _known(after, args.stage)
+    program = load_program(args.file)
+    if stage == "ast":
+        from ..frontend.ast import dump
+        print(dump(program.main.tree, spans=not args.no_locs))
+        return OK
+    target = targets(program, args.fn, dims(args.dims), 8, settings(args.set))[0]
+    options = pass_options(args)
+    if args.diff:
+        options.print_diff, options.out = True, sys.stdout
+        options.print_after = frozenset([after]) if after else frozenset()
+    if after is not None:
+        options.stop_after = after
+        module = driver.lower(target.module, "loop", options)
+    elif stage in ("llvm", "opencl"):
+        print(driver.code(target.module, "cpu" if stage == "llvm" else "opencl", options))
+        return OK
+    else:
+        module = driver.lower(target.module, stage or "tensor", options)
+    if not args.diff:
+        sys.stdout.write(print_module(module, locs=not args.no_locs, elide=None if args.full else 16))
+    return OK
+
+
+def _known(name: str, stage: str | None) -> None:
+    from ..compiler.diagnostics import did_you_mean
+    from ..compiler.pipelines import passes
+    known = passes()
+    if name in known:
+        return
+    if stage == name:
+        near = did_you_mean(name, [*STAGES, *known])
+        raise UserError(f"there is no stage or pass {name!r}: " + (f"did you mean {near!r}?" if near else f"stages: {', '.join(STAGES)}"))
+    known_passes([name])
+
+
+def opt_command(args) -> int:
+    """Read IR, run passes, print IR."""
+    from ..compiler import ops  # noqa: F401  (registers the op table)
+    from ..compiler.ir.parser import parse_module
+    from ..compiler.ir.printer import print_module
+    from ..compiler.ir.verifier import verify
+    from ..compiler.pass_manager import run
+    from ..compiler.pipelines import PIPELINES, passes
+    known = passes()
+    if args.passes == "list":
+        print("\n".join(known))
+        return OK
+    names = [n for n in args.passes.replace(" ", "").split(",") if n]
+    known_passes([n for n in names if n not in PIPELINES])
+    if args.file == "-":
+        text = sys.stdin.read()
+    else:
+        with open(args.file, encoding="utf-8") as f:
+            text = f.read()
+    module = parse_module(text, "<stdin>" if args.file == "-" else args.file)
+    verify(module, "the parser")
+    todo: list = []
+    for n in names:
+        todo += PIPELINES[n]() if n in PIPELINES else [known[n]]
+    sys.stdout.write(print_module(run(module, todo, pass_options(args))))
+    return OK

@@ -1,0 +1,100 @@
+"""Picks what `ir`, `diff` and `bench` work on: a function or a train block of a program, with sizes for its named dimensions."""
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from .errors import UserError
+
+
+@dataclass
+class Target:
+    """A module to look at: `entry` is the function to call in it; `plan` the train plan it comes from, if any."""
+
+    name: str
+    module: Any
+    entry: str
+    plan: Any = None
+
+
+def targets(program, fn: str | None, dims: dict[str, int], default: int, overrides: dict[str, Any], every: bool = False) -> list[Target]:
+    """The named function or train block; by default the first train block, else the first function; with `every`, all that can be had."""
+    from ..compiler.diagnostics import did_you_mean
+    from ..frontend import ast as A
+    from ..session import train_plan
+    trains = {n: b for n, b in program.blocks.items() if isinstance(b, A.Train)}
+
+    def block(name: str) -> Target:
+        plan = train_plan(program, name, overrides)
+        return Target(name, plan.module, plan.phases[0].entry, plan)
+
+    if fn is not None:
+        if fn in trains:
+            return [block(fn)]
+        if fn in program.functions:
+            return [_function(program, fn, dims, default, overrides)]
+        near = did_you_mean(fn, [*program.functions, *trains])
+        raise UserError(f"{program.file} has no function or train block {fn!r}" + (f": did you mean {near!r}?" if near else ""))
+    if every:
+        return [*(_function(program, n, dims, default, overrides) for n, d in program.functions.items() if _callable(d, overrides)),
+                *map(block, trains)]
+    if trains:
+        return [block(next(iter(trains)))]
+    for name, decl in program.functions.items():
+        if _callable(decl, overrides):
+            return [_function(program, name, dims, default, overrides)]
+    raise UserError(f"{program.file} has no train block and no function that can be specialised without more information; --fn names one, "
+                    "--set gives its compile-time parameters")
+
+
+def _callable(decl, overrides: dict) -> bool:
+    """Whether every parameter is a tensor, given with --set, or has a default."""
+    from ..frontend import ast as A
+    return all(p.name in overrides or p.default is not None or _is_tensor(p.type, A) for p in decl.params)
+
+
+def _is_tensor(t, A) -> bool:
+    from ..arguments import KINDS
+    from ..compiler.ir import DTYPES
+    return isinstance(t, A.TensorType) and (t.name in DTYPES or t.name in KINDS or t.name == "key")
+
+
+def _function(program, name: str, dims: dict[str, int], default: int, overrides: dict) -> Target:
+    from ..frontend import ast as A
+    from ..frontend import elaborate_function
+    args: list = []
+    kwargs: dict = {}
+    for p in program.functions[name].params:
+        if _is_tensor(p.type, A):
+            args.append(tensor_type(p, dims, default))
+        elif p.name in overrides:
+            args.append(overrides[p.name])
+        elif p.default is not None:
+            break
+        else:
+            raise UserError(f"{name}: parameter {p.name} is a compile-time value; give it with --set {p.name}=VALUE")
+    e = elaborate_function(program, name, args, **kwargs)
+    return Target(name, e.module, e.entry)
+
+
+def tensor_type(p, dims: dict[str, int], default: int):
+    """A tensor parameter's type with sizes for its names: from `dims`, else `default`; a leading `..` is taken as no dims."""
+    from ..compiler.ir import DTYPES, TensorType, f32, i64, u64
+    from ..frontend import ast as A
+    t = p.type
+    dtype = {"float": f32, "num": f32, "int": i64, "key": u64}.get(t.name) or DTYPES[t.name]
+    return TensorType(dtype, tuple(_size(d, dims, default) for d in t.dims or [] if not isinstance(d, A.Pack)))
+
+
+def _size(node, dims: dict[str, int], default: int) -> int:
+    from ..frontend import ast as A
+    if isinstance(node, A.Int):
+        return node.value
+    if isinstance(node, A.Name):
+        return dims.get(node.id, default)
+    if isinstance(node, A.Binary):
+        a, b = _size(node.left, dims, default), _size(node.right, dims, default)
+        ops = {"+": lambda: a + b, "-": lambda: a - b, "*": lambda: a * b, "//": lambda: a // max(b, 1), "/": lambda: a // max(b, 1)}
+        if node.op in ops:
+            return max(0, ops[node.op]())
+    raise UserError("a size is too involved to guess; --dims gives the names in it")

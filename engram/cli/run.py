@@ -1,0 +1,72 @@
+"""`engram run`: train, show progress, write the results."""
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+from . import INTERRUPTED, OK
+from .options import pass_options, settings
+
+
+def run_command(args) -> int:
+    from ..frontend import ast as A
+    from ..session import first_block, load_program
+    program = load_program(args.file)
+    block = first_block(program, args.block)
+    if isinstance(block, A.Run):
+        from ..compiler.diagnostics import error
+        raise error(block.name_span, "run blocks are not carried out yet; train blocks are", hint="from Python: engram.compile and engram.Model")
+    overrides = settings(args.set)
+    if args.seed is not None:
+        overrides["seed"] = args.seed
+    return train(program, block.name, overrides, args)
+
+
+def train(program, name: str, overrides: dict, args) -> int:
+    """Train one block and report."""
+    from .. import report
+    from ..checkpoint import read
+    from ..progress import listener_for
+    from ..session import train_plan
+    from ..train import Trainer, split
+
+    weights = read(args.weights) if args.weights else None   # before anything slow: a wrong path should show at once
+    plan = train_plan(program, name, overrides)
+    s, data = plan.settings, plan.dataset
+    seed = int(s.get("seed") or 0)
+    learn, held = split(data.n, s.get("holdout"), seed, s.get("limit"), getattr(data, "order", "shuffled"))
+    trainer = Trainer(plan, args.backend, args.threads, pass_options(args))
+    trainer.initialise(seed)
+    if weights is not None:
+        trainer.set_values(weights, source=args.weights)
+    if not args.quiet:
+        print(_headline(name, plan, args.backend, trainer.threads, len(learn), len(held), seed), flush=True)
+    listener = listener_for(quiet=args.quiet)
+    result = trainer.run(data.fields, learn, held, order=getattr(data, "order", "shuffled"), listener=listener)
+
+    where = f"on {len(held):,} held-out samples" if len(held) else "on the data it learned from (nothing was held out)"
+    numbers = "  ".join(f"{k} {v:.4f}" for k, v in sorted(result.final.items(), key=lambda kv: kv[0] != "loss"))
+    print(f"final  {numbers}  {where}  in {result.seconds:.2f} s" if numbers else f"done in {result.seconds:.2f} s")
+    out = Path(args.out) if args.out else Path("out") / name
+    content = report.metrics(name, args.backend, trainer.threads, seed, result,
+                             {"learned_from": len(learn), "held_out": len(held)})
+    files = report.write_results(out, content, trainer.values(), {"program": Path(program.file).name, "train": name})
+    if not args.quiet:
+        print(f"wrote {', '.join(f.name for f in files)} to {out}{'' if args.out else ' (--out DIR writes elsewhere)'}")
+    sys.stdout.flush()
+    return INTERRUPTED if result.interrupted else OK
+
+
+def _headline(name: str, plan, backend: str, threads: int | None, learn: int, held: int, seed: int) -> str:
+    count = sum(_numel(s.type.shape) for s in plan.slots if s.kind == "param")
+    on = f"{backend}, {threads} thread{'s' if threads != 1 else ''}" if backend == "cpu" else backend
+    stand_in = plan.dataset.info.get("test") if getattr(plan.dataset, "info", None) else None
+    note = f"; {stand_in}" if stand_in and "stand in" in stand_in else ""
+    return f"{name}: {count:,} parameters, {learn:,} samples to learn from, {held:,} held out; seed {seed}; {on}{note}"
+
+
+def _numel(shape) -> int:
+    n = 1
+    for d in shape:
+        n *= int(d)
+    return n

@@ -1,0 +1,458 @@
+"""`engram.Model`: one layer with its parameters, to be called, trained, saved and loaded from Python.
+
+`fit` writes a small train block against the user's program and goes the way of every train block: what Python says and what
+the language says cannot drift apart.
+"""
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from . import checkpoint
+from .api import _hashable, _tensor_type, bind, check_rank, checked_backend, structured
+from .arguments import KINDS, ArgumentError, to_array
+from .optim import Rule, Verbatim, literal, optimizer
+from .session import load_program
+
+LOSSES = {"cross_entropy": "cross_entropy(out, y)", "mse": "mse_loss(out, y)", "mae": "l1_loss(out, y)",
+          "bce_with_logits": "binary_cross_entropy_with_logits(out, y)"}
+METRICS = {"accuracy": "accuracy(out, y)", "mse": "mse_loss(out, y)", "mae": "l1_loss(out, y)", "cross_entropy": "cross_entropy(out, y)"}
+_BINARY_ACCURACY = "mean(f32((out > 0) == (y > 0.5)))"
+
+
+class History:
+    """What `fit` returns: `history["loss"][epoch]`, with Keras's names; `epoch` lists the epochs' numbers, from 0."""
+
+    def __init__(self):
+        self.history: dict[str, list[float]] = {}
+        self.epoch: list[int] = []
+
+    def add(self, row: Mapping[str, Any]) -> None:
+        self.epoch.append(len(self.epoch))
+        for k, v in row.items():
+            if isinstance(v, float) and k != "seconds":
+                self.history.setdefault(k, []).append(v)
+
+    def __repr__(self) -> str:
+        return f"<History of {len(self.epoch)} epochs: {', '.join(self.history)}>"
+
+
+class Parameters(MutableMapping):
+    """A model's parameters by path. Reading gives copies; writing checks shape and dtype."""
+
+    def __init__(self, model: Model):
+        self._model = model
+
+    def _index(self, path: str) -> int:
+        index = {p: k for k, (p, s) in enumerate(self._model._slots) if s.kind == "param"}
+        if path not in index:
+            from .compiler.diagnostics import did_you_mean
+            near = did_you_mean(str(path), index)
+            raise KeyError(f"{path!r}" + (f": did you mean {near!r}?" if near else f"; there are {', '.join(index)}"))
+        return index[path]
+
+    def __getitem__(self, path: str) -> np.ndarray:
+        return self._model._values[self._index(path)].copy()
+
+    def __setitem__(self, path: str, value) -> None:
+        k = self._index(path)
+        t = self._model._slots[k][1].type
+        a = to_array(path, value, str(t.dtype))
+        if a.shape != tuple(t.shape):
+            raise ArgumentError(f"{path}: expected shape {list(t.shape)}, got {list(a.shape)}")
+        self._model._write(k, np.array(a, order="C"))
+
+    def __delitem__(self, path: str) -> None:
+        raise TypeError("a model's parameters cannot be deleted")
+
+    def __iter__(self) -> Iterator[str]:
+        return (p for p, s in self._model._slots if s.kind == "param")
+
+    def __len__(self) -> int:
+        return sum(1 for _ in self)
+
+    def __repr__(self) -> str:
+        return "{" + ", ".join(f"{p!r}: {s.type}" for p, s in self._model._slots if s.kind == "param") + "}"
+
+
+class Model:
+    """A layer of a program, made with the given arguments: `Model("mlp.nn", "Mlp", 64, 128, 10, seed=0)`."""
+
+    def __init__(self, path_or_source: str | os.PathLike, layer: str, *args, seed: int = 0, backend: str = "cpu",
+                 threads: int | None = None, **kwargs):
+        from .frontend import instantiate
+        self._backend, self._threads, self.seed = checked_backend(backend), threads, int(seed)
+        self._program = load_program(path_or_source)
+        self._layer, self._args, self._kwargs = layer, args, kwargs
+        self._instance = instantiate(self._program, layer, args, kwargs)
+        self._slots = [(p, s) for p, s in self._instance.cells if s.kind in ("param", "state")]
+        self._forwards: dict[tuple, tuple[Any, Any]] = {}
+        self._plan: _Compiled | None = None
+        self._trainer = None
+        self._trainer_key: tuple | None = None
+        self.stop_training = False
+        self._values: list[np.ndarray] = []
+        self._handles: tuple[Any, list] | None = None        # (program, the values on its device)
+        self.reset(seed)
+
+    def __repr__(self) -> str:
+        return f"<engram.Model {self._text()}: {self.count:,} parameters; {self._backend}>"
+
+    def _text(self) -> str:
+        parts = [literal(a) for a in self._args] + [f"{k} = {literal(v)}" for k, v in self._kwargs.items()]
+        return f"{self._layer}({', '.join(parts)})"
+
+    @property
+    def count(self) -> int:
+        """The number of parameters."""
+        return sum(int(np.prod(s.type.shape, dtype=np.int64)) for _, s in self._slots if s.kind == "param")
+
+    def reset(self, seed: int | None = None) -> None:
+        """Fresh parameters and state, as the layer's initialisers give them."""
+        from .compiler import driver
+        from .frontend import elaborate_init
+        from .train import key_of
+        if seed is not None:
+            self.seed = int(seed)
+        e = elaborate_init(self._instance)
+        program = driver.build(e.module, self._backend, threads=self._threads)
+        results = program.call(e.entry, [key_of(self.seed, 1)])
+        self._replace([np.array(program.to_host(r)) for r in results])
+
+    # -- values
+
+    @property
+    def parameters(self) -> Parameters:
+        """path -> array. Reading copies; `m.parameters["hidden.w"] = a` writes."""
+        return Parameters(self)
+
+    def _replace(self, values: list[np.ndarray]) -> None:
+        self._values, self._handles, self._trainer = list(values), None, None
+
+    def _write(self, k: int, value: np.ndarray) -> None:
+        self._values[k], self._handles = value, None
+        if self._trainer is not None:                        # optimiser state stays, the weights are taken over at the next fit
+            self._trainer.stale = True
+
+    def summary(self) -> str:
+        """The parameters and states as a table; printed and returned."""
+        rows = [("path", "type", "number")]
+        rows += [(p, f"{s.type}" + ("" if s.kind == "param" else f" ({s.kind})"), f"{int(np.prod(s.type.shape, dtype=np.int64)):,}")
+                 for p, s in self._slots]
+        widths = [max(len(r[k]) for r in rows) for k in range(3)]
+        lines = [self._text(), *(f"  {a:<{widths[0]}}  {b:<{widths[1]}}  {c:>{widths[2]}}" for a, b, c in rows)]
+        size = sum(v.nbytes for (_, s), v in zip(self._slots, self._values) if s.kind == "param")
+        lines.append(f"{self.count:,} parameters, {_size(size)}")
+        text = "\n".join(lines)
+        print(text)
+        return text
+
+    # -- calling
+
+    def __call__(self, *args, **kwargs):
+        """The layer's own `fn`, with `training` false. State that the call writes is kept."""
+        forward = self._instance.forward
+        if forward is None:
+            raise TypeError(f"layer {self._layer} has no unnamed fn, so it cannot be called")
+        types, arrays = [], []
+        for p, v in zip(forward.decl.params, bind(self._layer, forward.decl, args, kwargs)):
+            types.append(_layer_argument(p, v, arrays))
+        key = tuple(map(_hashable, types))
+        if key not in self._forwards:
+            from .compiler import driver
+            from .frontend import elaborate_call
+            e = elaborate_call(self._instance, types, training=False)
+            self._forwards[key] = (driver.build(e.module, self._backend, threads=self._threads), e)
+        program, e = self._forwards[key]
+        results = [program.to_host(r) for r in program.call(e.entry, [*self._on_device(program), *arrays])]
+        results = [np.asarray(r) for r in results]
+        written = list(getattr(e, "written", ()))            # slot indices of the state the call writes, after its results
+        if written:
+            for k, v in zip(written, results[len(results) - len(written):]):
+                self._write(k, np.array(v))
+            results = results[:len(results) - len(written)]
+        return structured(e, results)
+
+    def _on_device(self, program) -> list:
+        if self._backend != "opencl":
+            return self._values
+        if self._handles is None or self._handles[0] is not program:
+            self._handles = (program, [program.to_device(v) for v in self._values])
+        return self._handles[1]
+
+    def predict(self, x, batch_size: int = 1024):
+        """The layer's results for all rows of x, computed in batches."""
+        x = self._inputs(x)
+        _positive("batch_size", batch_size)
+        parts = [self(x[k:k + batch_size]) for k in range(0, len(x), batch_size)]
+        if isinstance(parts[0], tuple):
+            return tuple(np.concatenate(column) for column in zip(*parts))
+        return np.concatenate(parts)
+
+    def _inputs(self, x) -> np.ndarray:
+        forward = self._instance.forward
+        if forward is None or not forward.decl.params:
+            raise TypeError(f"layer {self._layer} cannot be called with one input")
+        p = forward.decl.params[0]
+        a = to_array("x", x, _declared(p.type))
+        if a.ndim == 0 or not len(a):
+            raise ArgumentError(f"argument x: expected one row per sample, got shape {list(a.shape)}")
+        if p.type is not None and getattr(p.type, "dims", None) is not None:
+            check_rank("x", p.type, a)
+        return a
+
+    # -- training
+
+    def compile(self, loss: str | Verbatim | None = None, optimizer: Rule | str | None = None, metrics: Sequence | Mapping = (), *,
+                learn: Mapping[str, Rule] | None = None) -> None:
+        """How the model learns: a loss and an optimizer, or local rules by layer path (`learn`), or both.
+
+        loss: "cross_entropy" (integer targets), "mse", "mae", "bce_with_logits", a function of the program by name (of the output and
+        y), or eg.expr. metrics: "accuracy" and the like, functions of the program, or {name: eg.expr("... out ... y ...")}.
+        """
+        compiled = _Compiled(self._program, loss, optimizer, metrics, learn)
+        if self._plan is None or compiled.text != self._plan.text:
+            self._trainer = None
+        self._plan = compiled
+
+    def fit(self, x, y, epochs: int = 1, batch_size: int = 32, validation_data: tuple | None = None, validation_split: float = 0.0,
+            shuffle: bool = True, verbose: int = 1, callbacks: Sequence = ()) -> History:
+        """Train; the History of losses and metrics per epoch. Called again, it goes on: optimizer state is kept.
+
+        validation_split holds out the last part of the data. A partial last batch is dropped unless it is the only one. Callbacks are
+        functions (epoch, logs), or objects with on_epoch_end; one that returns True, or `model.stop_training = True`, ends the training.
+        """
+        _positive("epochs", epochs)
+        _positive("batch_size", batch_size)
+        fields = self._fields(x, y)
+        held = None
+        n = len(fields["x"])
+        if validation_data is not None:
+            if not isinstance(validation_data, tuple | list) or len(validation_data) != 2:
+                raise ArgumentError("validation_data: expected (x, y)")
+            held = self._fields(*validation_data, names=("validation x", "validation y"))
+        elif validation_split:
+            if not 0 < validation_split < 1:
+                raise ArgumentError(f"validation_split: expected a share between 0 and 1, got {validation_split}")
+            cut = n - round(n * validation_split)
+            if not 0 < cut < n:
+                raise ArgumentError(f"validation_split = {validation_split} of {n} samples leaves one side empty")
+            held = {k: v[cut:] for k, v in fields.items()}
+            fields = {k: v[:cut] for k, v in fields.items()}
+        trainer = self._trainer_for(fields, epochs, min(batch_size, len(fields["x"])))
+        history = History()
+        self.stop_training = False
+
+        def hook(row: dict) -> bool:
+            history.add(row)
+            logs = {k: v for k, v in row.items() if isinstance(v, float) and k != "seconds"}
+            if callbacks:
+                self._take(trainer)
+            for c in callbacks:
+                done = c(history.epoch[-1], logs) if callable(c) else c.on_epoch_end(history.epoch[-1], logs)
+                self.stop_training |= done is True
+            if callbacks and trainer.stale:
+                trainer.set_values(self._named())
+                trainer.stale = False
+            return self.stop_training
+
+        from .progress import listener_for
+        result = trainer.run(fields, held_fields=held, listener=listener_for(quiet=not verbose), epoch_hook=hook, measure_train=True,
+                             shuffle=shuffle, final=False)
+        self._take(trainer)
+        if result.interrupted:
+            raise KeyboardInterrupt
+        return history
+
+    def evaluate(self, x, y) -> dict[str, float]:
+        """{"loss": .., "accuracy": ..} of the current weights."""
+        fields = self._fields(x, y)
+        trainer = self._trainer_for(fields, 1, min(32, len(fields["x"])), keep=True)
+        measured = trainer.measure(fields, seed=self.seed)
+        return {k: measured[k] for k in sorted(measured, key=lambda k: k != "loss")}
+
+    def _fields(self, x, y, names: tuple[str, str] = ("x", "y")) -> dict[str, np.ndarray]:
+        x = self._inputs(x)
+        y = to_array(names[1], y, "num")
+        if y.dtype == np.float64:
+            y = to_array(names[1], y, "f32")
+        if y.ndim == 0 or len(y) != len(x):
+            raise ArgumentError(f"argument {names[1]}: expected one row per sample of {names[0]} ({len(x):,}), got shape {list(y.shape)}")
+        return {"x": np.ascontiguousarray(x), "y": np.ascontiguousarray(y)}
+
+    def _trainer_for(self, fields: dict[str, np.ndarray], epochs: int, batch: int, keep: bool = False):
+        """The trainer for data of these types: the one there is, where it fits; optimizer state moves to a new one."""
+        if self._plan is None:
+            raise RuntimeError("call m.compile(loss=..., optimizer=...) first")
+        from .datasets import Dataset
+        from .session import train_plan
+        from .train import Trainer
+        signature = tuple((k, v.dtype.str, v.shape[1:]) for k, v in fields.items())
+        key = (signature, epochs, batch, len(fields["x"]))
+        old = self._trainer
+        if old is not None and (key == self._trainer_key or keep and signature == self._trainer_key[0]):
+            if old.stale:
+                old.set_values(self._named())
+                old.stale = False
+            return old
+        block = self._plan.block(self._text(), epochs, batch, self.seed)
+        source = f"{_source_of(self._program)}\n{block}"
+        program = load_program(self._program.file, source)
+        plan = train_plan(program, BLOCK, given={BLOCK: Dataset("data", fields)})
+        trainer = Trainer(plan, self._backend, self._threads)
+        trainer.initialise(self.seed)
+        if old is not None:
+            trainer.set_values(old.values(kinds=("own",)), kinds=("own",))
+        trainer.set_values(self._named())
+        self._trainer, self._trainer_key = trainer, key
+        return trainer
+
+    def _named(self) -> dict[str, np.ndarray]:
+        return {p: v for (p, _), v in zip(self._slots, self._values)}
+
+    def _take(self, trainer) -> None:
+        values = trainer.values()
+        self._values, self._handles = [values[p] for p, _ in self._slots], None
+
+    # -- files
+
+    def save(self, path: str | os.PathLike) -> None:
+        """Parameters and state as safetensors, under the layer's own paths; the file is replaced in one step."""
+        checkpoint.write(path, self._named(), {"layer": self._text()})
+
+    def load(self, path: str | os.PathLike) -> None:
+        """Weights from safetensors, by own paths or by the names that the layers' `names` give. Nothing changes if anything is amiss."""
+        from .foreign_names import foreign_names
+        arrays = checkpoint.read(path)
+        foreign = foreign_names(self._instance)
+        expected = [checkpoint.Expected(p, tuple(s.type.shape), s.type.dtype.numpy, foreign.keys[p]) for p, s in self._slots]
+        found = checkpoint.match(arrays, expected, foreign.ignore, source=os.fspath(path))
+        for k, (p, _) in enumerate(self._slots):
+            self._write(k, found[p])
+
+
+BLOCK = "_python_fit"
+
+
+class _Compiled:
+    """What `Model.compile` was told, checked, and the train block it stands for."""
+
+    def __init__(self, program, loss, optimizer_, metrics, learn):
+        self.lines: list[str] = []
+        functions = program.functions
+        self.loss = None if loss is None else _term("loss", loss, LOSSES, functions)
+        if learn is not None:
+            if not isinstance(learn, Mapping) or not learn:
+                raise TypeError('learn: expected {"layer path": eg.rule(...)}')
+            for path, r in learn.items():
+                if not isinstance(r, Rule):
+                    raise TypeError(f"learn[{path!r}]: expected eg.rule(...), got {r!r}")
+                self.lines.append(f"learn model.{path} by {r.text}{_given(program, r)}")
+        if optimizer_ is not None and self.loss is None:
+            raise ValueError("an optimizer needs a loss")
+        if self.loss is not None and (optimizer_ is not None or learn is None):
+            self.lines.append(f"minimize {self.loss} using {optimizer(optimizer_ if optimizer_ is not None else 'adam').text}")
+        elif self.loss is not None:
+            self.lines.append(f"measure loss = {self.loss}")
+        if not self.lines:
+            raise ValueError("compile needs a loss, or learn={...}")
+        if isinstance(metrics, str):
+            raise TypeError(f'metrics: expected a list, as in metrics=["{metrics}"]')
+        named = metrics.items() if isinstance(metrics, Mapping) else ((str(m), m) for m in metrics)
+        for name, m in named:
+            table = {**METRICS, "accuracy": _BINARY_ACCURACY} if loss == "bce_with_logits" else METRICS
+            if not name.isidentifier() or name == "loss":
+                raise ValueError(f"metrics: {name!r} cannot be a metric's name" + ("" if name == "loss" else "; use {name: eg.expr(...)}"))
+            self.lines.append(f"measure {name} = {_term('metric', m, table, functions)}")
+
+    @property
+    def text(self) -> str:
+        return "\n".join(self.lines)
+
+    def block(self, model: str, epochs: int, batch: int, seed: int) -> str:
+        """The train block."""
+        body = [f"model = {model}", f'data = dataset("{BLOCK}")', f"batch = {batch}", f"epochs = {epochs}", f"seed = {seed}", "holdout = 0",
+                "let out = model(x)", *self.lines]
+        return f"train {BLOCK} {{\n" + "".join(f"  {line}\n" for line in body) + "}\n"
+
+
+def _term(what: str, value, table: Mapping[str, str], functions: Mapping) -> str:
+    if isinstance(value, Verbatim):
+        return value.text
+    if isinstance(value, Callable):
+        raise TypeError(f"{what}: a Python function cannot be compiled; write it in the program and give its name")
+    if not isinstance(value, str):
+        raise TypeError(f"{what}: expected a name, got {value!r}")
+    if value in functions:
+        return f"{value}(out, y)"
+    if value in table:
+        return table[value]
+    from .compiler.diagnostics import did_you_mean
+    near = did_you_mean(value, [*table, *functions])
+    raise ValueError(f"unknown {what} {value!r}: " + (f"did you mean {near!r}?" if near else f"known: {', '.join([*table, *functions])}"))
+
+
+def _given(program, r: Rule) -> str:
+    """A rule's `given` defaults to y, one-hot where the rule's type asks for a float row per sample."""
+    decl = getattr(program.scope.lookup(r.name), "decl", None)
+    signals = getattr(decl, "given", None)
+    if signals is None:
+        from .compiler.diagnostics import did_you_mean, error
+        near = did_you_mean(r.name, program.scope.all_names())
+        raise error(None, f"there is no rule `{r.name}`", hint=f"did you mean `{near}`?" if near else None)
+    if not signals:
+        return ""
+    if len(signals) > 1:
+        raise ValueError(f"rule {r.name} is given {len(signals)} signals; write a train block to say which")
+    t = signals[0].type
+    wants_rows = t is not None and getattr(t, "dims", None) is not None and len(t.dims) == 2 and t.name in ("f32", "float", "f64", "f16", "bf16")
+    return " given if y.ndim == 1 { one_hot(y, out.shape[1]) } else { y }" if wants_rows else " given y"
+
+
+def _source_of(program) -> str:
+    """The text of the program's main file, as it was parsed."""
+    from .compiler.diagnostics import Source
+    return "\n".join(Source._lines[program.file])
+
+
+def _layer_argument(p, value, arrays: list):
+    """As a function's argument; but `float` inputs of a layer are f32, which its parameters are, and so are untyped arrays."""
+    from .api import OMITTED, _type_of
+    t = p.type
+    if value is OMITTED or (t is None and not isinstance(value, np.ndarray | list)):
+        return _type_of(p, value, arrays)
+    name = _declared(t)
+    if name is None:
+        return _type_of(p, value, arrays)
+    a = to_array(p.name, value, name)
+    if t is not None:
+        check_rank(p.name, t, a)
+    arrays.append(np.ascontiguousarray(a) if a.ndim else a)
+    return _tensor_type(arrays[-1])
+
+
+def _declared(t) -> str | None:
+    """The dtype that an input of a layer converts to."""
+    from .compiler.ir import DTYPES
+    if t is None:
+        return "num"
+    name = getattr(t, "name", None)
+    if name == "float":
+        return "f32"
+    return name if name in DTYPES or name in KINDS else None
+
+
+def _size(n: int) -> str:
+    for unit in ("bytes", "KB", "MB"):
+        if n < 1024:
+            return f"{n:,.0f} {unit}" if unit == "bytes" else f"{n:,.1f} {unit}"
+        n /= 1024
+    return f"{n:,.2f} GB"
+
+
+def _positive(name: str, value) -> None:
+    if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < 1:
+        raise ArgumentError(f"{name}: expected a positive integer, got {value!r}")

@@ -1,0 +1,62 @@
+"""From a program's file and a user's options to something that runs: the part that the command line and the Python API share."""
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from .datasets import Dataset, DatasetError, dataset
+
+BACKENDS = ("interp", "cpu", "opencl")
+
+
+def load_program(path_or_source, text: str | None = None):
+    """Read and parse a program and what it imports."""
+    from .frontend import load
+    return load(path_or_source, text)
+
+
+def dataset_loader(file: str, where: str | None = None, given: Mapping[str, Dataset] | None = None) -> Callable[..., Dataset]:
+    """What a train block's `dataset(name, ...)` calls. Paths are relative to the program's file, or to the current folder.
+
+    `where` (from `--set data=DIR`) replaces the path; `given` holds data sets that exist already, by name.
+    """
+    folder = Path(file).parent if not file.startswith("<") else Path(".")
+
+    def load(name: str, *args, **kwargs) -> Dataset:
+        if given and name in given:
+            return given[name]
+        if where is not None:
+            from .datasets import LOADERS, takes_path
+            if name in LOADERS and not takes_path(name):
+                raise DatasetError(f"data set {name!r} is bundled: it has no path that `data={where}` could replace")
+            kwargs.pop("path", None)
+            return dataset(name, where, *args[1:], base=[Path(".")], **kwargs)
+        return dataset(name, *args, base=[folder, Path(".")], **kwargs)
+
+    return load
+
+
+def train_plan(program, name: str, overrides: Mapping[str, Any] | None = None, given: Mapping[str, Dataset] | None = None):
+    """The plan of a train block, its data loaded. `overrides` are `--set` values; `data` among them is a path."""
+    from .frontend import elaborate_train
+    overrides = dict(overrides or {})
+    where = overrides.pop("data", None)
+    if where is not None and not isinstance(where, str):
+        raise DatasetError(f"data = {where!r}: expected a path")
+    return elaborate_train(program, name, overrides, dataset_loader(program.file, where, given))
+
+
+def first_block(program, name: str | None):
+    """The train or run block to run: the named one, or the first; a CompileError where there is none."""
+    from .compiler.diagnostics import did_you_mean, error
+    if name is None:
+        if program.blocks:
+            return next(iter(program.blocks.values()))
+        raise error(None, f"{program.file} has no train or run block: nothing to run",
+                    hint="`engram check` checks a program, and Python calls its functions: engram.compile(path).name(...)")
+    if name not in program.blocks:
+        near = did_you_mean(name, program.blocks)
+        known = ", ".join(program.blocks) or "none"
+        raise error(None, f"{program.file} has no train or run block called `{name}`", hint=f"did you mean `{near}`?" if near else f"it has: {known}")
+    return program.blocks[name]
