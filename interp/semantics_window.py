@@ -1,11 +1,11 @@
 """Sliding windows and their adjoint, on whole tensors."""
 from __future__ import annotations
 
-from math import fsum, prod
+from math import prod
 
 from ..compiler.ir.types import row_major
 from .indexing import gather, outer
-from .semantics_tensor import define
+from .semantics_tensor import define, exact_sum
 
 
 def _positions(shape, attrs) -> list[int]:
@@ -32,5 +32,5 @@ def _fold_windows(ev, op, xs):
     terms: list[list] = [[] for _ in range(prod(shape))]
     for i, v in zip(_positions(shape, op.attrs), xs[0].data):
         terms[i].append(v)
-    add = fsum if xs[0].dtype.is_float else sum
+    add = exact_sum if xs[0].dtype.is_float else sum
     return [ev.round([add(t) for t in terms], xs[0].dtype)]

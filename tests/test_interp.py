@@ -291,7 +291,32 @@ def np_broadcast(x, a):
     return np.broadcast_to(x.reshape(shape), a["shape"])
 
 
+def np_windows(x, a):
+    n = len(a["size"])
+    lead, space = x.shape[:-n], x.shape[-n:]
+    counts = [len(range(0, m - d * (k - 1), s)) for m, k, s, d in zip(space, a["size"], a["stride"], a["dilation"])]
+    out = np.empty((*lead, *counts, *a["size"]), x.dtype)
+    for o in np.ndindex(*counts):
+        for k in np.ndindex(*a["size"]):
+            at = tuple(i * s + j * d for i, j, s, d in zip(o, k, a["stride"], a["dilation"]))
+            out[(..., *o, *k)] = x[(..., *at)]
+    return out
+
+
+def np_fold_windows(y, a):
+    """The adjoint, from windows of one-hot tensors."""
+    n = len(a["size"])
+    lead, space = y.shape[:y.ndim - 2 * n], tuple(a["shape"])
+    out = np.zeros((*lead, *space), y.dtype)
+    for at in np.ndindex(*space):
+        unit = np.zeros(space, y.dtype)
+        unit[at] = 1
+        out[(..., *at)] = (np_windows(unit, a) * y).sum(tuple(range(len(lead), y.ndim)))
+    return out
+
+
 TENSOR = {
+    "windows": np_windows, "fold_windows": np_fold_windows,
     "compare": lambda x, y, a: {"eq": x == y, "ne": x != y, "lt": x < y, "le": x <= y, "gt": x > y, "ge": x >= y}[a["predicate"]],
     "select": lambda c, x, y, a: np.where(c, x, y),
     "cast": lambda x, a: x.astype(a["dtype"].numpy), "bitcast": lambda x, a: (x.astype(np.float32) if x.dtype == np.float64 else x).view(a["dtype"].numpy),

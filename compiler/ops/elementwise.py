@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import math
+import re
 
 from ..ir.types import ScalarType, TensorType, bool_, f32, f64, i32, u32
 from .common import BASE, LOOPS, S, count, need, row
@@ -30,9 +31,10 @@ def _with(t, dtype):
     return ScalarType(dtype) if isinstance(t, ScalarType) else t.with_dtype(dtype)
 
 
-def _both(name, doc, operands, infer, grad, *, samples=(), **kw):
-    row("tensor." + name, doc, operands, infer, grad, stages=BASE, elementwise=True, samples=samples, **kw)
-    row("scalar." + name, doc, operands, infer, "scalars carry no gradient: the tensor op does", stages=LOOPS, elementwise=True, **kw)
+def _both(name, doc, operands, infer, grad, *, example, samples=(), **kw):
+    row("tensor." + name, doc, operands, infer, grad, example=example, stages=BASE, elementwise=True, samples=samples, **kw)
+    row("scalar." + name, doc, operands, infer, "scalars carry no gradient: the tensor op does", stages=LOOPS, elementwise=True,
+        example=re.sub(r"\[[\d,]*\]$", "", example.replace("tensor.", "scalar.")), **kw)
 
 
 def unary(name, doc, kind, grad, lo=-2.0, hi=2.0, ulp=0.0, **kw):
