@@ -29,6 +29,7 @@ from engram.compiler.ir.verifier import verify
 from engram.interp.compare import assert_close, ulp_distance
 from engram.interp.evaluate import evaluate_op
 from engram.interp.interpreter import Interpreter, interpret
+from engram.interp.nans import first_nan
 from engram.interp.numerics import rounding
 from helpers import (
     FLOATS,
@@ -534,6 +535,17 @@ def test_on_op_sees_every_result():
     m = make_op_module("tensor.log", Sample((("f32[2]", 0, 1),), {}))
     interpret(m, "f", [np.float32([1, -1])], on_op=lambda op, results: seen.append((op.name, any(v != v for r in results for v in r.data))))
     assert seen == [("tensor.log", True)]
+
+
+def test_first_nan_names_the_op():
+    f = Func("f", [TensorType(f32, (2,))], None, [TensorType(f32, (2,))])
+    b = Builder(f.body, HERE)
+    y = b.log(b.neg(b.abs(f.args[0])))
+    b.op("func.return", [b.select(b.compare("eq", y, y), y, 0.0)])
+    m = Module([f])
+    assert first_nan(m, "f", [np.zeros(2, np.float32)]) is None
+    op = first_nan(m, "f", [np.float32([0, 1])])
+    assert op.name == "tensor.log" and op.loc == HERE
 
 
 def test_a_training_step_is_fast_enough_to_be_interpreted():
