@@ -1,0 +1,31 @@
+"""The cost model of fusion and lowering: rough costs of scalar ops, in cheap operations, and the sizes at which decisions turn.
+
+Deliberately small: it has to tell an exp from an add, and something that fits a cache from something that does not.
+"""
+from __future__ import annotations
+
+from ..compiler.ir.core import Op
+
+ROW_BUFFER_BYTES = 16 * 1024        # a row intermediate is kept rather than computed again up to this size
+EXPENSIVE = 4                       # an op from this cost on is not computed twice
+
+COSTS = {
+    "div": 4, "sqrt": 4, "rsqrt": 8, "floordiv": 6, "mod": 8, "fmod": 8, "exp": 10, "exp2": 10, "expm1": 14, "log": 12, "log2": 12,
+    "log1p": 14, "sin": 16, "cos": 16, "tan": 24, "asin": 24, "acos": 24, "atan": 20, "atan2": 30, "sinh": 20, "cosh": 20, "tanh": 16,
+    "asinh": 30, "acosh": 30, "atanh": 24, "erf": 20, "erfc": 30, "pow": 40, "bits": 100, "fold_in": 100, "take": 4, "take_along": 4,
+    "dynamic_slice": 4, "dynamic_update_slice": 6, "pad": 4, "concat": 4,
+}
+
+
+def cost(op: Op) -> int:
+    """Cheap operations per element of the result; movement is free."""
+    short = op.name.split(".", 1)[1]
+    if short in ("broadcast", "reshape", "transpose", "slice", "reverse", "constant", "iota", "stop_gradient", "bitcast"):
+        return 0
+    if short in ("floordiv", "mod", "fmod", "pow") and op.results[0].type.dtype.is_int:
+        return 20
+    return COSTS.get(short, 1)
+
+
+def expensive(op: Op) -> bool:
+    return cost(op) >= EXPENSIVE

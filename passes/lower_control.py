@@ -1,0 +1,115 @@
+"""Calls and control flow at the host level: regions become bodies of loop.for, loop.while and loop.if; carried values live in buffers
+that the body reads and overwrites (in place where that is safe, else through a copy at the end of an iteration)."""
+from __future__ import annotations
+
+from ..compiler.ir.core import Block, Op, Value
+from ..compiler.ir.types import TensorType, bool_, i64
+from .lower_buffers import Host, Place, Splat, Storage
+from .lower_kernel import I64
+
+
+def _inner(body, host: Host, region: Block, env: dict[Value, Place], results: list[Storage], donated: dict[int, Value]) -> None:
+    from .lower_to_loops import Body
+    Body(host, region, {**body.env, **env}, results, donated, body.module).run()
+
+
+def _end(host: Host, values=(), loc=None) -> Block:
+    host.block.append(Op("scf.yield", list(values), {}, (), (), loc))
+    return host.block
+
+
+def carried(body, op: Op, pos: int, n: int) -> list[Storage]:
+    """Memory for the first n results, holding the first n operands."""
+    out = []
+    for i in range(n):
+        init, result = op.operands[i], op.results[i]
+        place = None if result in body.wanted else body.reusable(init, op, i, pos)
+        if place is None:
+            over = body.rep.get(init, init) if body.unused_by(init, op, (i,)) else None
+            place = body.destination(result, pos, op.loc, over)
+            if body.env[init] != place:
+                body.written(body.env[init], place, op.loc)
+        body.env[result] = place
+        out.append(place)
+    return out
+
+
+def scan(body, op: Op, pos: int) -> None:
+    n, length, region = op.attrs["n_carry"], op.attrs["length"], op.regions[0]
+    carries = carried(body, op, pos, n)
+    ys = [body.destination(r, pos, op.loc) for r in op.results[n:]]
+    body.env.update(zip(op.results[n:], ys))
+    xs = [body.env[v] for v in op.operands[n:]]
+    lo, hi = body.host.index(0), body.host.index(length)
+    last = body.host.index(length - 1) if op.attrs["reverse"] else None
+    host = Host(Block([I64]), body.host)
+    i = host.block.args[0]
+    if last is not None:
+        i = host.scalar("scalar.sub", [last, i])
+    env: dict[Value, Place] = {region.args[0]: Splat(i, i64, ())}
+    env.update(zip(region.args[1:1 + n], carries))
+    env.update((a, _row(host, x, i)) for a, x in zip(region.args[1 + n:], xs))
+    if length:
+        _inner(body, host, region, env, carries + [_row(host, y, i) for y in ys], {c: region.args[1 + c] for c in range(n)})
+        body.host.op("loop.for", [lo, hi], {"step": 1}, [_end(host, (), op.loc)], op.loc)
+
+
+def _row(host: Host, x: Place, i: Value) -> Place:
+    """x[i]."""
+    if isinstance(x, Splat):
+        return Splat(x.value, x.dtype, x.shape[1:])
+    offset = i if x.strides[0] == 1 else host.scalar("scalar.mul", [i, host.index(x.strides[0])])
+    if x.offset != 0:
+        offset = host.scalar("scalar.add", [offset, x.offset if isinstance(x.offset, Value) else host.index(x.offset)])
+    return Storage(x.buffer, offset, x.shape[1:], x.strides[1:])
+
+
+def while_(body, op: Op, pos: int) -> None:
+    cond, step = op.regions
+    n = len(op.operands)
+    carries = carried(body, op, pos, n)
+    flag = body.temporary(TensorType(bool_), op.loc)
+    host = Host(Block(), body.host)
+    _inner(body, host, cond, dict(zip(cond.args, carries)), [flag], {})
+    test = _end(host, [host.load(flag, op.loc)], op.loc)
+    host = Host(Block(), body.host)
+    _inner(body, host, step, dict(zip(step.args, carries)), carries, {i: step.args[i] for i in range(n)})
+    body.host.op("loop.while", (), None, [test, _end(host, (), op.loc)], op.loc)
+
+
+def if_(body, op: Op, pos: int) -> None:
+    places = [body.destination(r, pos, op.loc) for r in op.results]
+    body.env.update(zip(op.results, places))
+    cond = body.scalar(op.operands[0], op.loc)
+    blocks = []
+    for region in op.regions:
+        host = Host(Block(), body.host)
+        _inner(body, host, region, {}, places, {})
+        blocks.append(_end(host, (), op.loc))
+    body.host.op("loop.if", [cond], None, blocks, op.loc)
+
+
+def call(body, op: Op, pos: int) -> None:
+    """Arguments, then results. An argument donated to the callee is passed as that result's memory, which has to hold it."""
+    callee = body.module.funcs[op.attrs["callee"]]
+    donated = {a: r for a, r in callee.attrs.get("donate", [])}
+    places: dict[int, Storage] = {}
+    for a, r in donated.items():
+        v, result = op.operands[a], op.results[r]
+        place = None if result in body.wanted else body.reusable(v, op, a, pos)
+        if place is None:
+            over = body.rep.get(v, v) if body.unused_by(v, op, (a,)) else None
+            place = body.destination(result, pos, op.loc, over)
+            if body.env[v] != place:
+                body.written(body.env[v], place, op.loc)
+        places[r] = place
+    for r, result in enumerate(op.results):
+        if r not in places:
+            places[r] = body.destination(result, pos, op.loc)
+    args = [places[donated[a]] if a in donated else body.contiguous(v, op.loc) for a, v in enumerate(op.operands)]
+    buffers = [body.host.buffer(s) for s in args + [places[r] for r in range(len(op.results))]]
+    body.host.op("loop.call", buffers, {"callee": op.attrs["callee"]}, (), op.loc)
+    body.env.update((result, places[r]) for r, result in enumerate(op.results))
+
+
+CONTROL = {"scf.scan": scan, "scf.while": while_, "scf.if": if_, "func.call": call}

@@ -1,0 +1,302 @@
+"""Ops that are kernels of their own: contractions, scatter, sort, running sums, random bits, padding, concatenation, block updates."""
+from __future__ import annotations
+
+from ..compiler.ir.core import Op, Value
+from ..compiler.ir.dims import product
+from ..compiler.ir.types import i64
+from .lower_buffers import Host, Splat, Storage, shifted
+from .lower_elemental import Elements, Index, accumulator, philox, slice_starts
+from .lower_kernel import I64, Kernel
+from .lower_kernels import _emit, _start, _store
+
+SMALL_CONTRACTION = 2048            # multiplications up to which a plain nest beats packing
+LETTERS = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ"
+
+
+def start(body, op: Op, shape) -> tuple[Kernel, Elements, tuple[Value, ...]]:
+    """A kernel over `shape` that can generate elements of op's operands."""
+    k, at = _start(tuple(shape), op.loc)
+    return k, Elements(k, {}, body.leaf), at
+
+
+# ---- contractions ------------------------------------------------------------------------------------------------------
+
+
+def dot_general(body, op: Op, pos: int) -> None:
+    x, y = op.operands
+    a = op.attrs
+    dtype, out = op.result.type.dtype, op.result.type
+    depth = product(x.type.shape[d] for d in a["lhs_contract"])
+    if not dtype.is_float or not a["lhs_contract"] or out.numel * depth <= SMALL_CONTRACTION:
+        body.group([op], [op.result], pos, body.leaf, op.loc)
+        return
+    left, right = body.in_memory(x, op.loc), body.in_memory(y, op.loc)
+    place = body.destination(op.result, pos, op.loc)
+    body.env[op.result] = place
+    letters = iter(LETTERS)
+    names: dict[tuple[int, int], str] = {}
+    for i, j in [*zip(a["lhs_batch"], a["rhs_batch"]), *zip(a["lhs_contract"], a["rhs_contract"])]:
+        names[0, i] = names[1, j] = next(letters)
+    for side, t in enumerate((x.type, y.type)):
+        for d in range(t.rank):
+            names.setdefault((side, d), None)
+    free = [[d for d in range(t.rank) if names[side, d] is None] for side, t in enumerate((x.type, y.type))]
+    for side in (0, 1):
+        for d in free[side]:
+            names[side, d] = next(letters)
+    text = ["".join(names[0, d] for d in a["lhs_batch"]) + "".join(names[0, d] for d in free[0]) + "".join(names[1, d] for d in free[1]),
+            "".join(names[0, d] for d in range(x.type.rank)), "".join(names[1, d] for d in range(y.type.rank))]
+    contract(body.host, [place, left, right], text, op.loc)
+
+
+def contract(host: Host, places: list[Storage], text: list[str], loc) -> Op:
+    """A loop.contract, first dropping dims of size 1 and joining letters that are neighbours without a gap wherever they occur."""
+    for i in range(3):
+        keep = [d for d, n in enumerate(places[i].shape) if n != 1]
+        text[i] = "".join(text[i][d] for d in keep)
+        p = places[i]
+        places[i] = Storage(p.buffer, p.offset, tuple(p.shape[d] for d in keep), tuple(p.strides[d] for d in keep))
+    changed = True
+    while changed:
+        changed = False
+        for i in range(3):
+            for p in range(len(text[i]) - 1):
+                if _joinable(places, text, text[i][p], text[i][p + 1]):
+                    _join(places, text, text[i][p], text[i][p + 1])
+                    changed = True
+                    break
+            if changed:
+                break
+    return host.op("loop.contract", [host.buffer(p) for p in places],
+                   {"out": text[0], "lhs": text[1], "rhs": text[2], "accumulate": False}, (), loc)
+
+
+def _joinable(places, text, u: str, v: str) -> bool:
+    for s, t in zip(places, text):
+        if (u in t) != (v in t):
+            return False
+        if u in t:
+            p = t.index(u)
+            if t[p + 1:p + 2] != v or s.strides[p] != s.strides[p + 1] * s.shape[p + 1]:
+                return False
+    return True
+
+
+def _join(places, text, u: str, v: str) -> None:
+    for i, (s, t) in enumerate(zip(places, text)):
+        if u in t:
+            p = t.index(u)
+            places[i] = Storage(s.buffer, s.offset, s.shape[:p] + (s.shape[p] * s.shape[p + 1],) + s.shape[p + 2:], s.strides[:p] + s.strides[p + 1:])
+            text[i] = t[:p + 1] + t[p + 2:]
+
+
+# ---- updates of a copy ---------------------------------------------------------------------------------------------------
+
+
+def updated(body, op: Op, pos: int) -> Storage:
+    """Memory that holds operand 0 and that op may change: its own where it dies here, else a copy. The result lives there."""
+    x = op.operands[0]
+    own = None if op.result in body.wanted else body.reusable(x, op, 0, pos)
+    if own is None:
+        over = body.rep.get(x, x) if body.unused_by(x, op, (0,)) else None
+        own = body.destination(op.result, pos, op.loc, over)
+        source = body.env[x]
+        if source != own:
+            body.written(source, own, op.loc)
+    body.env[op.result] = own
+    return own
+
+
+def scatter_add(body, op: Op, pos: int) -> None:
+    """Parallel over the dims that are not indexed; the updates of one destination in order."""
+    x, indices, updates = op.operands
+    place, d, r = updated(body, op, pos), op.attrs["dim"], indices.type.rank
+    if updates.type.numel == 0:
+        return
+    shape, n = x.type.shape, indices.type.numel
+    k, g, at = start(body, op, shape[:d] + shape[d + 1:])
+    scope = k.open(k.root)
+    j = Index((n,), (scope.block.args[0],))
+    i = g.at(indices, Index(indices.type.shape, k.resolve(j, indices.type.shape)))
+    value = g.at(updates, Index(updates.type.shape, (*at[:d], *k.resolve(j, updates.type.shape[d:d + r]), *at[d:])))
+    _accumulate(k, g, body, op, place, (*at[:d], i, *at[d:]), d, value, scope)
+    k.close(scope, "loop.for", [k.index(0), k.index(n)], {"step": 1}, [], op.loc)
+    _emit(k, body.host)
+
+
+def put_along_add(body, op: Op, pos: int) -> None:
+    x, indices, updates = op.operands
+    place, d = updated(body, op, pos), op.attrs["dim"]
+    if updates.type.numel == 0:
+        return
+    shape = indices.type.shape
+    k, g, at = start(body, op, shape[:d] + shape[d + 1:])
+    scope = k.open(k.root)
+    where = Index(shape, (*at[:d], scope.block.args[0], *at[d:]))
+    i = g.at(indices, where)
+    _accumulate(k, g, body, op, place, (*at[:d], i, *at[d:]), d, g.at(updates, where), scope)
+    k.close(scope, "loop.for", [k.index(0), k.index(shape[d])], {"step": 1}, [], op.loc)
+    _emit(k, body.host)
+
+
+def _accumulate(k: Kernel, g: Elements, body, op: Op, place: Storage, at, d: int, value: Value, scope) -> None:
+    """place[at] += value where at[d] is in range; out of range is reported and adds nothing."""
+    n = place.shape[d]
+    i = g.cast(at[d], i64)
+    ok = k.between(i, 0, n - 1)
+    g.check(ok, i, f"index {{}} is out of range 0..{n}", op)
+    if n == 0:
+        return
+    at = (*at[:d], k.clamp(i, 0, n - 1), *at[d + 1:])
+    buffer = body.host.buffer(place)
+    old = k.emit("loop.load", [buffer, *at], None, op.loc, scope).result
+    new = k.emit("scalar.add", [old, value], None, op.loc, scope).result
+    new = k.emit("scalar.select", [ok, new, old], None, op.loc, scope).result
+    k.emit("loop.store", [new, buffer, *at], None, op.loc, scope)
+
+
+def dynamic_update_slice(body, op: Op, pos: int) -> None:
+    """The copy (or x itself), then the block."""
+    x, u = op.operands[:2]
+    place = updated(body, op, pos)
+    k, g, at = start(body, op, u.type.shape)
+    starts = slice_starts(g, op, op.operands[2:], x.type.shape, u.type.shape)
+    if u.type.numel == 0:
+        k, g, _ = start(body, op, ())
+        slice_starts(g, op, op.operands[2:], x.type.shape, u.type.shape)
+    else:
+        value = g.at(u, Index(u.type.shape, at))
+        k.emit("loop.store", [value, body.host.buffer(place), *(k.add(s, i) for s, i in zip(starts, at))], None, op.loc, k.root)
+    _emit(k, body.host)
+
+
+# ---- running sums, sorting -------------------------------------------------------------------------------------------------
+
+
+def cumulative(body, op: Op, pos: int) -> None:
+    """Parallel over the other dims, a loop that carries the sum along dim."""
+    x, d = op.operands[0], op.attrs["dim"]
+    place = body.env[op.result] = body.destination(op.result, pos, op.loc)
+    if x.type.numel == 0:
+        return
+    shape = x.type.shape
+    dtype, kind = accumulator(x.type.dtype), op.name.removeprefix("tensor.cum")
+    k, g, at = start(body, op, shape[:d] + shape[d + 1:])
+    first = k.constant(0 if kind == "sum" else 1, dtype)
+    scope = k.open(k.root, [I64, first.type])
+    j, carried = scope.block.args
+    i = k.sub(shape[d] - 1, j) if op.attrs["reverse"] else j
+    index = Index(shape, (*at[:d], i, *at[d:]))
+    e = g.cast(g.at(x, index), dtype)
+    total = k.emit("scalar.add" if kind == "sum" else "scalar.mul", [carried, e], None, op.loc, scope).result
+    _store(k, body.host, g.cast(total, x.type.dtype), place, index, op.loc, scope)
+    k.close(scope, "loop.for", [k.index(0), k.index(shape[d]), first], {"step": 1}, [total], op.loc)
+    _emit(k, body.host)
+
+
+def sort(body, op: Op, pos: int) -> None:
+    """A copy with the indices beside it, then each row of the results sorted where it is."""
+    x, d = op.operands[0], op.attrs["dim"]
+    values, order = (body.destination(r, pos, op.loc) for r in op.results)
+    body.env.update(zip(op.results, (values, order)))
+    if x.type.numel == 0:
+        return
+    shape = x.type.shape
+    k, g, at = start(body, op, shape)
+    index = Index(shape, at)
+    e = g.at(x, index)
+    _store(k, body.host, e, values, index, op.loc, k.root)
+    _store(k, body.host, at[d], order, index, op.loc, k.root)
+    _emit(k, body.host)
+    k, g, at = start(body, op, shape[:d] + shape[d + 1:])
+    rows = []
+    for s in (values, order):
+        offset = k.index(0)
+        for i, step in zip(at, s.strides[:d] + s.strides[d + 1:]):
+            offset = k.add(offset, k.mul(i, step))
+        rows.append(k.emit("loop.view", [body.host.buffer(s), offset], {"shape": [shape[d]], "strides": [s.strides[d]]}, op.loc, k.root).result)
+    k.emit("loop.sort", rows, {"descending": bool(op.attrs["descending"])}, op.loc, k.root)
+    _emit(k, body.host)
+
+
+# ---- padding, concatenation, random bits, assertions ---------------------------------------------------------------------------
+
+
+def pad(body, op: Op, pos: int) -> None:
+    """Fill, then the elements in their places: both kernels store at affine positions."""
+    x, fill = op.operands
+    out = op.result.type
+    place = body.env[op.result] = body.destination(op.result, pos, op.loc)
+    if out.numel == 0:
+        return
+    first, counts, offset, strides = [], [], 0, []
+    for d, n in enumerate(x.type.shape):
+        low, step = op.attrs["low"][d], op.attrs["interior"][d] + 1
+        lo = max(0, -(low // step))
+        hi = min(n - 1, (out.shape[d] - 1 - low) // step)
+        first.append(lo)
+        counts.append(max(hi - lo + 1, 0))
+        offset += (low + lo * step) * place.strides[d]
+        strides.append(place.strides[d] * step)
+    if product(counts) != out.numel:
+        k, g, at = start(body, op, out.shape)
+        _store(k, body.host, g.item(fill), place, Index(out.shape, at), op.loc, k.root)
+        _emit(k, body.host)
+    if product(counts):
+        inner = Storage(place.buffer, shifted(body.host, place, offset), tuple(counts), tuple(strides))
+        k, g, at = start(body, op, counts)
+        e = g.at(x, Index(x.type.shape, tuple(k.add(i, lo) for i, lo in zip(at, first))))
+        _store(k, body.host, e, inner, Index(tuple(counts), at), op.loc, k.root)
+        _emit(k, body.host)
+
+
+def concat(body, op: Op, pos: int) -> None:
+    """Each operand into its part of the result."""
+    place = body.env[op.result] = body.destination(op.result, pos, op.loc)
+    d, at = op.attrs["dim"], 0
+    for x in op.operands:
+        n = x.type.shape[d]
+        if x.type.numel:
+            part = shifted(body.host, place, at * place.strides[d])
+            body.written(body.env[x], Storage(place.buffer, part, x.type.shape, place.strides), op.loc)
+        at += n
+
+
+def bits(body, op: Op, pos: int) -> None:
+    """One Philox call for four words; what is left of the last four in a kernel of its own."""
+    key, out = op.operands[0], op.result.type
+    place = body.env[op.result] = body.destination(op.result, pos, op.loc)
+    lead = key.type.shape
+    n = product(out.shape[len(lead):])
+    if out.numel == 0:
+        return
+    for first, count, words in ((0, n // 4, 4), (n // 4, 1, n % 4)):
+        if count == 0 or words == 0:
+            continue
+        k, g, at = start(body, op, (*lead, count))
+        key_at = g.at(key, Index(lead, at[:-1]))
+        got = philox(g, key_at, k.add(at[-1], first), 0, op)
+        for w in range(words):
+            if words == 4 and n % 4 == 0:
+                index = Index((*lead, count, 4), (*at, k.index(w)))
+            else:
+                index = Index((*lead, n), (*at[:-1], k.add(k.mul(k.add(at[-1], first), 4), k.index(w))))
+            _store(k, body.host, got[w], place, index, op.loc, k.root)
+        _emit(k, body.host)
+
+
+def assertion(body, op: Op, pos: int) -> None:
+    place = body.env[op.operands[0]]
+    if isinstance(place, Splat) and place.value is True:
+        return
+    k, g, _ = start(body, op, ())
+    cond = g.item(op.operands[0])
+    k.emit("loop.assert", [cond, k.index(0)], {"message": op.attrs["message"]}, op.loc, k.root)
+    _emit(k, body.host)
+
+
+ROOTS = {
+    "tensor.dot_general": dot_general, "tensor.scatter_add": scatter_add, "tensor.put_along_add": put_along_add,
+    "tensor.dynamic_update_slice": dynamic_update_slice, "tensor.cumsum": cumulative, "tensor.cumprod": cumulative, "tensor.sort": sort,
+    "tensor.pad": pad, "tensor.concat": concat, "random.bits": bits, "tensor.assert": assertion,
+}
