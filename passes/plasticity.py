@@ -1,0 +1,271 @@
+"""plasticity: proves that every learning rule is local, then turns its applications into calls of the rule's function.
+
+What is local is judged here, by the data dependence of locality.py: an update may read its layer's own signals, parameters and
+rule state, batch data, step, epoch and random keys; and values of shape [] or [B] from the model's output, which are listed as
+broadcast. Everything else is an error that names the way by which it arrives.
+"""
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from ..compiler.diagnostics import Diagnostics, Span
+from ..compiler.ir.builder import Builder
+from ..compiler.ir.core import Block, Func, Module, Op, Value, clone_func, replace_uses, rewrite
+from .locality import SIGNAL, Calls, Dependence, Via, inside, way
+from .util import callees, span
+
+BROADCAST = ("given", "arg", "capture", "key")
+
+
+@dataclass(frozen=True)
+class Plasticity:
+    """Proves locality (CompileError at the learn statement otherwise), writes the proof as a list of dicts (parameter, layer,
+    rule, reads, broadcast, verdict) into the module's attribute `locality`, and replaces learn.update by func.call and
+    learn.local_gradient by autodiff.gradient. Valid IR before (see ops/learn.py) and after; no learn.* op is left.
+    """
+
+    name: ClassVar[str] = "plasticity"
+    exact: ClassVar[bool] = True
+
+    def apply(self, module: Module) -> Module:
+        problems = Diagnostics()
+        report: list[dict] = []
+        for f in list(module.funcs.values()):
+            updates = [op for op in f.walk() if op.name == "learn.update"]
+            if updates:
+                if "arg_roles" not in f.attrs:
+                    raise ValueError(f"@{f.name} applies learning rules but has no arg_roles")
+                proof = _Proof(module, f, problems)
+                for op in updates:
+                    report += proof.check(op)
+        problems.raise_if_errors()
+        if report:
+            module.attrs["locality"] = report
+        rules = _Rules(module)
+        for f in list(module.funcs.values()):
+            if any(op.name == "learn.update" for op in f.walk()):
+                rewrite(f.body, rules.to_call)
+        used = {name for op in module.walk() for name in callees(op)}
+        module.funcs = {n: f for n, f in module.funcs.items() if n in used or not any(op.name == "learn.local_gradient" for op in f.walk())}
+        return module
+
+
+# ---- from updates to calls ------------------------------------------------------------------------------------------
+
+
+class _Rules:
+    """Rule functions; one with a local loss gets a copy per forward function that it is used with."""
+
+    def __init__(self, module: Module):
+        self.module, self.derived = module, {}
+
+    def to_call(self, op: Op, out: Block) -> list[Value] | None:
+        if op.name != "learn.update":
+            return None
+        rule = self.module.funcs[op.attrs["rule"]]
+        if any(o.name == "learn.local_gradient" for o in rule.walk()):
+            rule = self.derive(rule, op.attrs.get("forward"))
+        attrs = {"callee": rule.name, "result_types": [r.type for r in op.results]}
+        return Builder(out, op.loc).op("func.call", op.operands, attrs).results
+
+    def derive(self, rule: Func, forward: dict | None) -> Func:
+        """The rule with its local loss differentiated: the layer's forward function is called at the top, its results stand for
+        the signals, so that the loss depends on the parameters; everything that is no variable is constant."""
+        key = (rule.name, repr(forward))
+        if key not in self.derived:
+            new = clone_func(rule, self.module.unique_name(rule.name + ".derived"))
+            if forward:
+                callee = self.module.funcs[forward["callee"]]
+                head = Block()
+                call = Builder(head, new.loc).op("func.call", [new.args[i] for i in forward["args"]],
+                                                 {"callee": callee.name, "result_types": list(callee.result_types)})
+                replace_uses(new.body, {new.args[i]: r for i, r in zip(forward["results"], call.results) if i >= 0})
+                new.body.ops = head.ops + new.body.ops
+            rewrite(new.body, _local_gradient)
+            self.derived[key] = self.module.add(new)
+        return self.derived[key]
+
+
+def _local_gradient(op: Op, out: Block) -> list[Value] | None:
+    if op.name != "learn.local_gradient":
+        return None
+    b = Builder(out, op.loc)
+    loss, *variables = op.operands
+    return b.op("autodiff.gradient", [loss, b.constant(1, loss.type), *variables], {"n_y": 1, "n_x": len(variables)}).results
+
+
+# ---- the proof ------------------------------------------------------------------------------------------------------
+
+
+class _Proof:
+    """Checks the updates of one step function and describes what they read."""
+
+    def __init__(self, module: Module, step: Func, problems: Diagnostics):
+        self.step, self.problems = step, problems
+        self.roles: list[str] = list(step.attrs["arg_roles"])
+        self.locs: list[str] = list(step.attrs.get("arg_locs") or [])
+        if len(self.roles) != len(step.args):
+            raise ValueError(f"@{step.name} has {len(step.args)} arguments and {len(self.roles)} arg_roles")
+        self.dependence = Dependence(module, step, self.roles)
+        self.calls = Calls(module, step)
+        self.batch = {a.type.shape[0] for a, r in zip(step.args, self.roles) if r.startswith("data:") and a.type.rank}
+        self.by_layer: dict[str, list] = {}
+        self.shared: dict[str, tuple[str, Op]] = {}
+        top: set[str] = set()
+        for path, frame, op in self.calls.instances():
+            self.by_layer.setdefault(path, []).append((frame, op))
+            if frame.path == "":
+                top.add(path)
+            for v in op.operands:
+                role = self.role_of(self.calls.origin(frame, v))
+                if role.startswith("param:") and not inside(role[6:], path):
+                    self.shared.setdefault(role[6:], (path, op))
+        self.outputs = {p for p in top if not any(q != p and inside(p, q) for q in top)}
+
+    def role_of(self, origin) -> str:
+        """The role of the step's argument that a value is, or ""."""
+        frame, v, _ = origin
+        return self.roles[self.step.args.index(v)] if frame is self.calls.root and v in self.step.args else ""
+
+    def check(self, op: Op) -> list[dict]:
+        a = op.attrs
+        layer, rule, roles = a["layer"], a.get("rule_name") or a["rule"], a["roles"]
+        reads, broadcast = [], []
+        for v, role in zip(op.operands, roles):
+            kind, _, name = role.partition(":")
+            if kind in BROADCAST:
+                broadcast.append(self.describe(op, v, name or kind) if a.get("nonlocal") else self.given(op, v, kind, name or kind))
+            else:
+                reads.append(name.removeprefix(layer + ".") if kind in ("param", "own") else name)
+                if not a.get("nonlocal"):
+                    {"signal": self.signal, "param": self.kept, "own": self.kept}[kind](op, v, role)
+        verdict = "non-local" if a.get("nonlocal") else "local"
+        return [{"parameter": roles[w].partition(":")[2], "layer": layer, "rule": rule, "reads": reads,
+                 "broadcast": [t for t in broadcast if t], "verdict": verdict} for w in a["writes"] if roles[w].startswith("param:")]
+
+    def refuse(self, op: Op, what: str, *, hint: str | None = None, notes=()) -> None:
+        rule = op.attrs.get("rule_name") or op.attrs["rule"]
+        self.problems.error(span(op.loc), f"rule `{rule}` for layer `{op.attrs['layer']}` is not local: {what}", hint=hint, notes=notes)
+
+    # ---- what belongs to the layer ----
+    def signal(self, op: Op, v: Value, role: str) -> None:
+        layer, name = op.attrs["layer"], role.partition(":")[2]
+        frame, origin, depth = self.calls.origin(self.calls.root, v)
+        for f, call in self.by_layer.get(layer, []):
+            candidates = call.operands if name == "pre" else call.results[:1] if name == "out" else call.results
+            for c in candidates:
+                cf, co, cd = self.calls.origin(f, c)
+                if cf is frame and co is origin and depth >= cd:
+                    return
+        if layer not in self.by_layer:
+            self.refuse(op, f"its signal `{name}` does not exist: layer `{layer}` is not called in this step")
+            return
+        self.refuse(op, f"its signal `{name}` is not a signal of this layer", notes=_place(v, "it is computed here"),
+                    hint="a rule sees the input, the result and the top-level `let`s of its own layer")
+
+    def kept(self, op: Op, v: Value, role: str) -> None:
+        """A parameter of the layer, or state of its rule: the step's argument, or its value after an earlier rule of the layer."""
+        layer, (kind, _, path) = op.attrs["layer"], role.partition(":")
+        what = f"`{path}`" if kind == "param" else f"the rule state `{path}`"
+        if not inside(path, layer):
+            self.refuse(op, f"{what} belongs to another layer", hint="a rule updates parameters and state of its own layer only")
+            return
+        if kind == "param" and path in self.shared:
+            other, call = self.shared[path]
+            self.refuse(op, f"`{path}` is shared with layer `{other}`, so no layer has it to itself", notes=_at(call, f"layer `{other}` takes it here"),
+                        hint="give the layers weights of their own, or learn the shared ones by backpropagation")
+            return
+        origin = self.calls.origin(self.calls.root, v)
+        made = origin[1].owner
+        if self.role_of(origin) == role:
+            return
+        if isinstance(made, Op) and made.name == "learn.update" and made.attrs["layer"] == layer:
+            if made.attrs["roles"][made.attrs["writes"][made.results.index(origin[1])]] == role:
+                return
+        self.refuse(op, f"{what} has been changed in this step by something else than a rule of this layer", notes=_place(v, "it is changed here"))
+
+    # ---- what is broadcast ----
+    def given(self, op: Op, v: Value, kind: str, name: str) -> str | None:
+        """Judge a value from outside; a text for the report where it is worth listing."""
+        layer = op.attrs["layer"]
+        env = self.dependence.of(layer)
+        labels = env.get(v, {})
+        small = v.type.rank == 0 or (v.type.rank == 1 and v.type.shape[0] in self.batch)
+        bad, outputs = [], []
+        for label in labels:
+            if self.own(label.label if isinstance(label, Via) else label, layer):
+                continue
+            if small and isinstance(label, Via) and label.instance in self.outputs:
+                outputs.append(label)
+            else:
+                bad.append(label)
+        if bad:
+            bad.sort(key=lambda x: (isinstance(x, Via), labels[x].distance))
+            self.refuse_given(op, v, kind, name, bad[0], env, small)
+            return None
+        return self.describe(op, v, name, bool(outputs))
+
+    def own(self, label, layer: str) -> bool:
+        """Whether a rule of the layer may read what carries this label."""
+        if label == SIGNAL:
+            return True
+        kind, _, path = str(label).partition(":")
+        if kind in ("param", "own"):
+            return inside(path, layer)
+        if kind == "state":                                 # state of no layer: what it depends on counts
+            return inside(path, layer) or not any(inside(path, p) for p in self.by_layer if p)
+        return True
+
+    def refuse_given(self, op: Op, v: Value, kind: str, name: str, label, env, small: bool) -> None:
+        role = label.label if isinstance(label, Via) else label
+        path = str(role).partition(":")[2]
+        owner = max((p for p in self.by_layer if inside(path, p)), key=len, default="")
+        word = {"param": "a parameter", "own": "the state of a rule", "state": "state"}[str(role).partition(":")[0]]
+        where = self.locs[self.roles.index(role)] if role in self.roles and self.roles.index(role) < len(self.locs) else ""
+        what = f"`{path}` is {word} of layer `{owner}`" if owner else f"`{path}` is {word}"
+        if where:
+            what += f" ({where})"
+        steps, last = [], None
+        for o in way(env, v, label):
+            text = _step(o)
+            if (text, o.loc) != last and o.loc is not None:
+                steps.append((o, text))
+            last = (text, o.loc)
+        hops = [f"{t} ({o.loc})" for o, t in steps if o.name == "func.call"]
+        if isinstance(label, Via):
+            what += f", and it arrives through the activations of layer `{label.instance}`" if label.instance else ", and it arrives through the model's activations"
+        elif hops:
+            what += f", reached through {', then '.join(hops)}"
+        subject = {"given": f"the given signal `{name}`", "arg": f"its argument `{name}`", "capture": f"`{name}`", "key": "its random key"}[kind]
+        hint = ("only batch data, and values of shape [] or [B] computed from the model's output, may be broadcast to a rule; "
+                "a rule that needs more has to say so: `nonlocal rule ...`")
+        if small and not isinstance(label, Via):
+            hint = "a broadcast value may depend on parameters only through the model's output"
+        self.refuse(op, f"{subject} ({v.type}) depends on another layer: {what}", hint=hint,
+                    notes=[(span(o.loc), t) for o, t in steps[-6:]])
+
+    def describe(self, op: Op, v: Value, name: str, from_output: bool = False) -> str | None:
+        labels = self.dependence.of(op.attrs["layer"]).get(v, {})
+        if from_output:
+            return f"{name}: {v.type} from the model's output"
+        foreign = sorted({str(x.label if isinstance(x, Via) else x).partition(":")[2] for x in labels if not self.own(x.label if isinstance(x, Via) else x, op.attrs["layer"])})
+        if foreign:
+            return f"{name}: {v.type} from {', '.join(foreign)}"
+        data = [str(x).removeprefix("data:") for x in labels if str(x).startswith("data:")]
+        return f"{name}: {v.type} from the batch's {', '.join(sorted(data))}" if data else None
+
+
+def _step(op: Op) -> str:
+    if op.name == "func.call":
+        instance = op.attrs.get("instance")
+        return f"layer `{instance}`" if instance else f"`{op.attrs['callee']}`"
+    return {"func.return": "kept from the step before", "autodiff.gradient": "a derivative"}.get(op.name, op.name.partition(".")[2])
+
+
+def _at(op: Op, text: str) -> list[tuple[Span | None, str]]:
+    return [(span(op.loc), text)] if op.loc else []
+
+
+def _place(v: Value, text: str) -> list[tuple[Span | None, str]]:
+    return _at(v.owner, text) if isinstance(v.owner, Op) else []
