@@ -60,10 +60,10 @@ def _umask() -> int:
 
 
 def write(path: str | os.PathLike, arrays: Mapping[str, np.ndarray], metadata: Mapping[str, str] | None = None) -> None:
-    """A safetensors file with these arrays, in this order."""
+    """A safetensors file with these arrays; widest elements first, so that all lie aligned."""
     header: dict = {"__metadata__": dict(metadata)} if metadata else {}
     offset, data = 0, []
-    for name, a in arrays.items():
+    for name, a in sorted(arrays.items(), key=lambda item: -item[1].dtype.itemsize):
         if a.dtype.name not in _NAMES:
             raise TypeError(f"{name}: safetensors has no {a.dtype}")
         a = np.asarray(a, a.dtype.newbyteorder("<"), order="C")

@@ -15,7 +15,7 @@ from . import checkpoint
 from .api import _hashable, _tensor_type, bind, check_rank, checked_backend, structured
 from .arguments import KINDS, ArgumentError, to_array
 from .optim import Rule, Verbatim, literal, optimizer
-from .session import load_program
+from .session import load_program, load_with_text
 
 LOSSES = {"cross_entropy": "cross_entropy(out, y)", "mse": "mse_loss(out, y)", "mae": "l1_loss(out, y)",
           "bce_with_logits": "binary_cross_entropy_with_logits(out, y)"}
@@ -85,7 +85,7 @@ class Model:
                  threads: int | None = None, **kwargs):
         from .frontend import instantiate
         self._backend, self._threads, self.seed = checked_backend(backend), threads, int(seed)
-        self._program = load_program(path_or_source)
+        self._program, self._source = load_with_text(path_or_source)
         self._layer, self._args, self._kwargs = layer, args, kwargs
         self._instance = instantiate(self._program, layer, args, kwargs)
         self._slots = [(p, s) for p, s in self._instance.cells if s.kind in ("param", "state")]
@@ -299,8 +299,7 @@ class Model:
                 old.stale = False
             return old
         block = self._plan.block(self._text(), epochs, batch, self.seed)
-        source = f"{_source_of(self._program)}\n{block}"
-        program = load_program(self._program.file, source)
+        program = load_program(self._program.file, f"{self._source}\n{block}")
         plan = train_plan(program, BLOCK, given={BLOCK: Dataset("data", fields)})
         trainer = Trainer(plan, self._backend, self._threads)
         trainer.initialise(self.seed)
@@ -410,12 +409,6 @@ def _given(program, r: Rule) -> str:
     t = signals[0].type
     wants_rows = t is not None and getattr(t, "dims", None) is not None and len(t.dims) == 2 and t.name in ("f32", "float", "f64", "f16", "bf16")
     return " given if y.ndim == 1 { one_hot(y, out.shape[1]) } else { y }" if wants_rows else " given y"
-
-
-def _source_of(program) -> str:
-    """The text of the program's main file, as it was parsed."""
-    from .compiler.diagnostics import Source
-    return "\n".join(Source._lines[program.file])
 
 
 def _layer_argument(p, value, arrays: list):

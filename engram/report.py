@@ -58,7 +58,7 @@ def plot_curve(content: dict[str, Any], path: Path) -> bool:
     for axes, names in zip(figure.subplots(len(panels), 1, sharex=True, squeeze=False)[:, 0], panels):
         for k in names:
             points = [(r["epoch"], r[k]) for r in rows if r.get(k) is not None]
-            axes.plot(*zip(*points), label=k, marker="." if len(points) < 40 else None) if points else None
+            axes.plot([e for e, _ in points], [v for _, v in points], label=k, marker="." if len(points) < 40 else None)
         if names is losses and all((r.get(k) or 1) > 0 for r in rows for k in names):
             axes.set_yscale("log")
         axes.grid(alpha=0.3)

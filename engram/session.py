@@ -1,6 +1,7 @@
 """From a program's file and a user's options to something that runs: the part that the command line and the Python API share."""
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,16 @@ def load_program(path_or_source, text: str | None = None):
     """Read and parse a program and what it imports."""
     from .frontend import load
     return load(path_or_source, text)
+
+
+def load_with_text(path_or_source) -> tuple[Any, str]:
+    """A program and its own text, for whoever wants to add to it. A text has a newline or a brace in it; all else is a path."""
+    source = os.fspath(path_or_source)
+    if "\n" in source or "{" in source:
+        return load_program("<string>", source), source
+    from .frontend.parse import read_source
+    text = read_source(source)
+    return load_program(source, text), text
 
 
 def dataset_loader(file: str, where: str | None = None, given: Mapping[str, Dataset] | None = None) -> Callable[..., Dataset]:
