@@ -9,8 +9,8 @@ All three add in ascending k per element with fused multiply-adds (integers wrap
 from __future__ import annotations
 
 from dataclasses import dataclass
+from math import prod
 
-from ...compiler.ir.dims import product
 from ...compiler.ir.types import BufferType, DType
 from . import ctext
 from .ctext import MEMORY, REGISTER, UNSIGNED
@@ -45,7 +45,7 @@ class Problem:
     wide: bool                 # offsets need 64 bits
 
     def sizes(self) -> tuple[int, int, int, int]:
-        return tuple(product(d.size for d in role) for role in (self.batch, self.m, self.n, self.k))
+        return tuple(prod(d.size for d in role) for role in (self.batch, self.m, self.n, self.k))
 
 
 def normalise(out: BufferType, lhs: BufferType, rhs: BufferType, attrs: dict) -> Problem:
