@@ -25,9 +25,10 @@ def _library():
     return lib, {name: lib.address(name) for name in ir.EXPORTS}
 
 
-def barrier_address() -> int:
-    """`engram_barrier`, for the linker."""
-    return _library()[1]["engram_barrier"]
+def symbols() -> dict[str, int]:
+    """What generated code calls, for the linker."""
+    known = _library()[1]
+    return {name: known[name] for name in ("engram_barrier", "engram_fail")}
 
 
 def default_threads() -> int:
@@ -64,13 +65,13 @@ class Runtime:
 
     def __init__(self, threads: int):
         self.threads = threads
-        self._lib, symbols = _library()
+        self._lib, addresses = _library()
         self._block = Memory(ir.RT_BYTES)
         self.address = self._block.address
         self._scratch: Memory | None = None
         self._scratch_each = 0
         self._write(ir.RT_THREADS, threads)
-        self._launch = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_void_p)(symbols["engram_launch"])
+        self._launch = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_void_p)(addresses["engram_launch"])
         self._error = ctypes.c_int64.from_address(self.address + ir.RT_ERROR)
         self._error_value = ctypes.c_int64.from_address(self.address + ir.RT_ERROR + 8)
         self._cancel = ctypes.c_int64.from_address(self.address + ir.RT_CANCEL)
@@ -151,14 +152,14 @@ class Interruptible:
         self.active = threading.current_thread() is threading.main_thread()
         if not self.active:
             return
-        lib, symbols = _library()
-        self.state = (ctypes.c_void_p * 2).from_address(symbols["engram_signal_state"])
+        _, addresses = _library()
+        self.state = (ctypes.c_void_p * 2).from_address(addresses["engram_signal_state"])
         self.libc = ctypes.CDLL(None)
         self.libc.signal.restype = ctypes.c_void_p
         self.libc.signal.argtypes = [ctypes.c_int, ctypes.c_void_p]
         self.runtime._cancel.value = 0
         self.state[0] = self.runtime.address
-        self.old = self.libc.signal(signal.SIGINT, symbols["engram_sigint"])
+        self.old = self.libc.signal(signal.SIGINT, addresses["engram_sigint"])
         self.state[1] = self.old
 
     def __exit__(self, *exc) -> None:

@@ -27,7 +27,7 @@ SPINS = 600             # x86: a pause is 40-140 cycles, so about 20 microsecond
 _FUTEX = {"x86_64": 202, "aarch64": 98}
 _WAIT, _WAKE = 128, 129            # FUTEX_WAIT_PRIVATE, FUTEX_WAKE_PRIVATE
 
-EXPORTS = ("engram_worker", "engram_launch", "engram_barrier", "engram_stop", "engram_sigint",
+EXPORTS = ("engram_worker", "engram_launch", "engram_barrier", "engram_fail", "engram_stop", "engram_sigint",
            "engram_signal_state")
 
 
@@ -116,6 +116,21 @@ wait:
   call void @wait(ptr %rt, ptr %gp, i32 %g)
   ret void
 out:
+  ret void
+}}
+
+; the first error of a launch wins
+define void @engram_fail(ptr %rt, i64 %code, i64 %value) #2 {{
+entry:
+  %p = getelementptr i8, ptr %rt, i64 {RT_ERROR}
+  %r = cmpxchg ptr %p, i64 0, i64 %code acq_rel monotonic
+  %won = extractvalue {{ i64, i1 }} %r, 1
+  br i1 %won, label %first, label %done
+first:
+  %v = getelementptr i8, ptr %rt, i64 {RT_ERROR + 8}
+  store i64 %value, ptr %v, align 8
+  br label %done
+done:
   ret void
 }}
 

@@ -1,0 +1,311 @@
+"""Functions of the loop IR as LLVM functions that every thread of a team runs (SPMD).
+
+Host-level scalars and control flow are computed by all threads alike. A kernel is split among them by contiguous shares of
+its units, or left to thread 0 when it is too small to be worth a barrier; sync.py says where barriers go. Kernels that are
+equal up to names become one LLVM function.
+"""
+from __future__ import annotations
+
+import hashlib
+
+import numpy as np
+
+from ...compiler.ir.core import Block, Func, Module, Op, Value
+from ...compiler.ir.types import BufferType, i64
+from . import contract
+from .emit_kernel import NAME, Body, Errors, emit_kernel, param_type
+from .irtext import Fn
+from .irtext import Module as Text
+from .lanes import Plan, constant
+from .sync import Access, Place, Places, Summary, Sync, as_single, touched
+from .target import CpuTarget
+from .values import Buf, Val, num
+
+SINGLE_CYCLES = 5000.0       # a kernel below this runs on thread 0: a barrier costs about a fifth of it
+
+
+def n_inputs(func: Func) -> int:
+    return func.attrs.get("n_inputs", len(func.args))
+
+
+class Emitter:
+    """One module of the loop stage to one LLVM module. After `run`: text, errors, constants, and per function what it takes."""
+
+    def __init__(self, module: Module, target: CpuTarget, team: int):
+        self.module, self.target, self.team = module, target, team
+        self.text = Text(target)
+        self.errors = Errors()
+        self.kernels: dict[str, str] = {}                # text -> name
+        self.constants: dict[str, np.ndarray] = {}       # symbol -> value
+        self.gemms: set[str] = set()
+        self.summaries: dict[str, Summary] = {}
+        self.entries: dict[str, str] = {}                # function -> exported symbol
+
+    def run(self, entries: list[str]) -> str:
+        for name in self._callees_first(entries):
+            func = self.module.funcs[name]
+            self.summaries[name] = _Host(self, func).emit()
+        for name in entries:
+            self._entry(self.module.funcs[name])
+        for dtype in sorted(self.gemms):
+            self.text.declare(f"declare void @engram_gemm_{dtype}(i64, i64, ptr, ptr)")
+        return self.text.text()
+
+    def _callees_first(self, entries: list[str]) -> list[str]:
+        out: dict[str, None] = {}
+
+        def visit(name: str) -> None:
+            if name in out:
+                return
+            for op in self.module.funcs[name].walk():
+                if op.name == "loop.call":
+                    visit(op.attrs["callee"])
+            out[name] = None
+        for name in entries:
+            visit(name)
+        return list(out)
+
+    def _entry(self, func: Func) -> None:
+        symbol = self.entries[func.name] = f"engram_entry_{len(self.entries)}"
+        f = Fn(self.text, f"void @{symbol}(ptr %rt, i64 %tid, i64 %n, ptr %args)")
+        ptrs = [f.load("ptr", f.gep("ptr", "%args", str(i)), 8) for i in range(len(func.args) + 1)]
+        f.do(f"call void @{symbol_of(func.name)}(ptr %rt, i64 %tid, i64 %n, {', '.join(f'ptr {p}' for p in ptrs)})")
+        f.finish()
+
+    def kernel(self, op: Op) -> tuple[str, object]:
+        """(function name, its code)."""
+        code = emit_kernel(self.text, op, self.errors, self.team)
+        name = self.kernels.get(code.text)
+        if name is None:
+            name = self.kernels[code.text] = f"@k{len(self.kernels)}"
+            self.text.functions.append(code.text.replace(NAME, name))
+        return name, code
+
+    def constant(self, value: np.ndarray) -> str:
+        value = np.ascontiguousarray(value)
+        key = hashlib.sha256(value.tobytes() + str((value.dtype, value.shape)).encode()).hexdigest()[:20]
+        symbol = f"engram_const_{key}"
+        self.constants[symbol] = value
+        self.text.declare(f"@{symbol} = external constant i8")
+        return f"@{symbol}"
+
+
+def symbol_of(name: str) -> str:
+    return '"f.' + name.replace('"', "'") + '"'
+
+
+class _Host(Body):
+    """Emits one function; scalars and control flow as in a kernel on one lane, kernels as calls."""
+
+    def __init__(self, e: Emitter, func: Func):
+        self.e, self.func = e, func
+        params = "".join(f", ptr %a{i}" for i in range(len(func.args)))
+        f = Fn(e.text, f"internal void @{symbol_of(func.name)}(ptr %rt, i64 %tid, i64 %n, ptr %arena{params})", "#2")
+        super().__init__(f, e.target, Plan(e.target), e.errors)
+        self.places = Places(func, n_inputs(func))
+        self.sync = Sync()
+        self.accesses: set[Access] = set()
+        self.params: dict[int, bool] = {}
+        self.single = True
+        for i, v in enumerate(func.args):
+            self.env[v] = Buf(f"%a{i}", v.type, num(0))
+
+    def emit(self) -> Summary:
+        self.block(self.func.body)
+        self.f.finish()
+        position: dict[object, list[int]] = {}
+        for i, v in enumerate(self.func.args):
+            position.setdefault(self.places.of[v].root, []).append(i)
+        for a in self.accesses:
+            for i in position.get(a.place.root, ()):
+                self.params[i] = self.params.get(i, False) or a.write
+        return Summary(self.params, self.func.attrs.get("arena", 0), self.single)
+
+    # ---- order between threads
+
+    def step(self, accesses: list[Access], single: bool) -> None:
+        """A barrier if the accesses need one."""
+        if self.sync.needs_barrier(accesses):
+            self.barrier()
+        self.sync.add(accesses)
+        self.accesses.update(accesses)
+        self.single = self.single and single
+
+    def barrier(self) -> None:
+        self.f.module.declare("declare void @engram_barrier(ptr)")
+        self.f.do("call void @engram_barrier(ptr %rt)")
+        self.sync.clear()
+
+    def of_kernel(self, op: Op, single: bool) -> list[Access]:
+        return [Access(self.places.of[v], write, single) for v, write in touched(op) if v in self.places.of]
+
+    def share(self, units: int) -> tuple[str, str]:
+        f = self.f
+        lo = f.udiv(f.imul("%tid", str(units)), "%n")
+        return lo, f.udiv(f.imul(f.iadd("%tid", "1"), str(units)), "%n")
+
+    # ---- kernels
+
+    def _parallel(self, op: Op) -> None:
+        f = self.f
+        name, code = self.e.kernel(op)
+        if code.units == 0:
+            return
+        single = code.cost < SINGLE_CYCLES or code.units == 1
+        self.step(self.of_kernel(op, single), single)
+
+        def call(lo: str, hi: str) -> None:
+            args = "".join(f", {param_type(v)} {self.argument(v)}" for v in code.captured)
+            f.do(f"call void {name}(ptr %rt, i64 {lo}, i64 {hi}{args})")
+        if single:
+            with f.when(f.icmp("eq", "%tid", "0")):
+                call("0", str(code.units))
+        else:
+            call(*self.share(code.units))
+
+    def argument(self, v: Value) -> str:
+        if isinstance(v.type, BufferType):
+            return self.pointer(v)
+        return self.get(v).text
+
+    def pointer(self, v: Value) -> str:
+        from .scalars import mem_elem
+        b = self.buffer(v)
+        return self.f.gep(mem_elem(b.type.dtype), b.ptr, b.offset.text)
+
+    def _copy(self, op: Op) -> None:
+        if op.operands[0].type.numel:
+            self._parallel(contract.copy_kernel(op))
+
+    def _contract(self, op: Op) -> None:
+        if op.operands[0].type.numel == 0:
+            return
+        plan = contract.plan(op, self.target)
+        if plan is None:
+            self._parallel(contract.loop_kernel(op))
+            return
+        self.e.gemms.add(plan.dtype)
+        single = plan.cycles(self.target) < SINGLE_CYCLES
+        self.step(self.of_kernel(op, single), single)
+        if single:
+            with self.f.when(self.f.icmp("eq", "%tid", "0")):
+                contract.emit_gemm(self, op, plan, "0", "1")
+        else:
+            contract.emit_gemm(self, op, plan, "%tid", "%n")
+
+    def _call(self, op: Op) -> None:
+        summary = self.e.summaries[op.attrs["callee"]]
+        self.step(summary.accesses(op, self.places), summary.single)
+        f = self.f
+        arena = f.gep("i8", "%arena", str(op.attrs.get("frame", 0)))
+        args = "".join(f", ptr {self.pointer(v)}" for v in op.operands)
+        f.do(f"call void @{symbol_of(op.attrs['callee'])}(ptr %rt, i64 %tid, i64 %n, ptr {arena}{args})")
+
+    def _sort(self, op: Op) -> None:
+        self.step([Access(self.places.of[v], True, True) for v in op.operands], True)
+        with self.f.when(self.f.icmp("eq", "%tid", "0")):
+            super()._sort(op)
+
+    # ---- memory
+
+    def _alloc(self, op: Op) -> None:
+        self.env[op.result] = Buf(self.f.gep("i8", "%arena", str(op.attrs["offset"])), op.attrs["type"], num(0))
+
+    def _constant(self, op: Op) -> None:
+        self.env[op.result] = Buf(self.e.constant(op.attrs["value"]), op.attrs["type"], num(0))
+
+    def _load(self, op: Op) -> None:
+        self.step([Access(self.places.of[op.operands[0]], False, False)], False)
+        super()._load(op)
+
+    def _store(self, op: Op) -> None:
+        self.step([Access(self.places.of[op.operands[1]], True, True)], True)
+        with self.f.when(self.f.icmp("eq", "%tid", "0")):
+            super()._store(op)
+
+    # ---- control
+
+    def enter_loop(self, op: Op) -> None:
+        """What the previous turn left behind counts at the head of a loop: thread 0's steps as such, the rest is waited for."""
+        if any(not a.single for a in self.sync.pending):
+            self.barrier()
+        self.sync.add(as_single(self.inside(op)))
+
+    def leave_turn(self) -> None:
+        if any(not a.single for a in self.sync.pending):
+            self.barrier()
+
+    def inside(self, op: Op) -> set[Access]:
+        out: set[Access] = set()
+
+        def visit(block: Block) -> None:
+            for o in block.ops:
+                if o.name in ("loop.parallel", "loop.contract", "loop.copy"):
+                    out.update(self.of_kernel(o, True))
+                elif o.name == "loop.call":
+                    out.update(self.e.summaries[o.attrs["callee"]].accesses(o, self.places))
+                elif o.name in ("loop.store", "loop.sort"):
+                    out.update(Access(self.places.of[v], True, True) for v in o.operands if v in self.places.of)
+                if o.name in ("loop.for", "loop.if", "loop.while"):
+                    for r in o.regions:
+                        visit(r)
+        for r in op.regions:
+            visit(r)
+        return out
+
+    def _for(self, op: Op) -> None:
+        lo, hi, *inits = (self.get(v) for v in op.operands)
+        body, f = op.regions[0], self.f
+        self.enter_loop(op)
+        types = [self.l.one.type(a.type.dtype) for a in body.args[1:]]
+        with f.loop(lo.text, hi.text, str(op.attrs.get("step", 1)), carried=list(zip(types, [x.text for x in inits]))) as loop:
+            self.env[body.args[0]] = Val("u", loop.index, i64, small=lo.small)
+            for a, name in zip(body.args[1:], loop.values):
+                self.env[a] = Val("u", name, a.type.dtype)
+            loop.next = [x.text for x in self.block(body)]
+            self.leave_turn()
+        for r, name in zip(op.results, loop.results):
+            self.env[r] = Val("u", name, r.type.dtype)
+
+    def _reduce(self, op: Op) -> None:
+        self.step([Access(self.places.of[v], False, False) for v, _ in touched(op)], False)
+        super()._reduce(op)
+
+    def _if(self, op: Op) -> None:
+        f = self.f
+        cond = self.get(op.operands[0]).text
+        labels = [f.new_label("then"), f.new_label("else")]
+        done = f.new_label("join")
+        before, after, ends = set(self.sync.pending), set(), []
+        f.branch(cond, *labels)
+        for region, label in zip(op.regions, labels):
+            f.label(label)
+            self.sync.pending = set(before)
+            ends.append(([x.text for x in self.block(region)], f.block))
+            after |= self.sync.pending
+            f.jump(done)
+        self.sync.pending = after
+        f.label(done)
+        for i, r in enumerate(op.results):
+            t = self.l.one.type(r.type.dtype)
+            text = f.op(f"phi {t} " + ", ".join(f"[ {out[i]}, %{block} ]" for out, block in ends))
+            self.env[r] = Val("u", text, r.type.dtype)
+
+    def _while(self, op: Op) -> None:
+        f = self.f
+        self.enter_loop(op)
+        head, body, done = f.new_label("while"), f.new_label("do"), f.new_label("end")
+        f.jump(head)
+        f.label(head)
+        cond, = self.block(op.regions[0])
+        after_cond = set(self.sync.pending)
+        f.branch(cond.text, body, done)
+        f.label(body)
+        self.block(op.regions[1])
+        self.leave_turn()
+        f.jump(head)
+        f.label(done)
+        self.sync.pending = after_cond
+
+
+__all__ = ["Emitter", "Place", "constant", "n_inputs"]

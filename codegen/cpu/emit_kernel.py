@@ -1,0 +1,504 @@
+"""One kernel (a top-level loop.parallel) as an LLVM function over a range of its iterations.
+
+`void @k(ptr runtime, i64 lo, i64 hi, captured...)` runs units lo..hi; what a unit is (`KernelCode.units` of them) is
+decided here from the plan: one iteration, one row of the innermost dim, or a block of a row. Vector code is emitted
+directly; what is left over of a row is masked (AVX-512) or done by scalars.
+"""
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from ...compiler.ir.core import Block, Op, Value
+from ...compiler.ir.types import BufferType, DType, i64
+from .irtext import Fn, Module
+from .lanes import Plan, base_lanes, constant, trips, varying
+from .scalars import Ops, mem_elem, reg_elem
+from .sort import require_sort
+from .target import CpuTarget
+from .values import Buf, Lanes, Val, num
+
+NAME = "@KERNEL"            # stands for the function's name until equal kernels have been merged
+TARGET_UNITS = 64           # blocks a long single row is cut into
+
+
+@dataclass
+class KernelCode:
+    """A kernel ready to be placed: text with NAME for its name, its parameters and how many units it has."""
+
+    text: str
+    captured: list[Value]
+    units: int
+    cost: float
+
+
+class Errors:
+    """Numbers of the places that can raise a run-time error, for the error word: code = index + 1."""
+
+    def __init__(self):
+        self.items: list[tuple[object, str]] = []
+        self._known: dict[tuple, int] = {}
+
+    def code(self, loc, message: str) -> int:
+        key = (loc, message)
+        if key not in self._known:
+            self.items.append(key)
+            self._known[key] = len(self.items)
+        return self._known[key]
+
+
+def captured(op: Op) -> list[Value]:
+    """Values from outside that a kernel uses, in order of first use; constants are not parameters."""
+    inside: set[Value] = set()
+    out: dict[Value, None] = {}
+
+    def visit(block: Block) -> None:
+        inside.update(block.args)
+        for o in block.ops:
+            for v in o.operands:
+                if v not in inside and constant(v) is None:
+                    out[v] = None
+            inside.update(o.results)
+            for r in o.regions:
+                visit(r)
+    for r in op.regions:
+        visit(r)
+    return list(out)
+
+
+def param_type(v: Value) -> str:
+    return "ptr" if isinstance(v.type, BufferType) else reg_elem(v.type.dtype)
+
+
+def emit_kernel(module: Module, op: Op, errors: Errors, team: int) -> KernelCode:
+    """The function for a loop.parallel. `team`: how many threads may share it."""
+    target = module.target
+    plan = Plan.parallel(op, target)
+    args = captured(op)
+    params = "".join(f", {param_type(v)} %c{i}" for i, v in enumerate(args))
+    f = Fn(module, f"internal void {NAME}(ptr %rt, i64 %lo, i64 %hi{params})", "#2")
+    body = Body(f, target, plan, errors)
+    for i, v in enumerate(args):
+        body.env[v] = Buf(f"%c{i}", v.type, num(0)) if isinstance(v.type, BufferType) else Val("u", f"%c{i}", v.type.dtype)
+    units = _units(f, body, op, plan, team)
+    f.finish()
+    return KernelCode(module.functions.pop(), args, units, plan.cost)
+
+
+def _units(f: Fn, body: Body, op: Op, plan: Plan, team: int) -> int:
+    """Emit the loop over units; returns their number."""
+    region, extents = op.regions[0], list(op.attrs["extents"])
+    if plan.over is None:
+        total = 1
+        for n in extents:
+            total *= n
+        with f.loop("%lo", "%hi") as unit:
+            _decompose(f, body, unit.index, region.args, extents)
+            body.block(region)
+        return total
+    outer = 1
+    for n in extents[:-1]:
+        outer *= n
+    n, lanes = extents[-1], plan.lanes
+    block = n
+    if team > 1 and outer < 8 * team and n > 4 * lanes:       # few rows: threads share within a row
+        per_row = max(1, TARGET_UNITS // max(outer, 1))
+        block = -(-max(-(-n // per_row), 4 * lanes) // lanes) * lanes
+    blocks = -(-n // block)
+    with f.loop("%lo", "%hi") as unit:
+        row = f.udiv(unit.index, str(blocks))
+        _decompose(f, body, row, region.args[:-1], extents[:-1])
+        if blocks == 1:
+            body.row(region, plan.over, "0", str(n), lanes, n)
+        else:
+            start = f.imul(f.urem(unit.index, str(blocks)), str(block))
+            body.row(region, plan.over, start, f.imin(f.iadd(start, str(block)), str(n)), lanes, None if n % block else block)
+    return outer * blocks
+
+
+def _decompose(f: Fn, body: Body, flat: str, args: list[Value], extents: list[int]) -> None:
+    rest = flat
+    for k in range(len(args) - 1, -1, -1):
+        n = extents[k]
+        if k == 0:
+            at = rest
+        else:
+            at, rest = f.urem(rest, str(n)), f.udiv(rest, str(n))
+        body.env[args[k]] = Val("u", at, i64, small=True)
+
+
+class Body:
+    """Emits the ops of a kernel in a context of `w` lanes (1: scalars) under a mask of active lanes (None: all)."""
+
+    def __init__(self, f: Fn, target: CpuTarget, plan: Plan, errors: Errors):
+        self.f, self.target, self.plan, self.errors = f, target, plan, errors
+        self.env: dict[Value, Val | Buf] = {}
+        self.w, self.mask = 1, None
+        self.vary: set[Value] = set()
+        self.l = Lanes(f, 1)
+        self.skip: set[Op] = set()        # multiplications folded into a reduction
+
+    # ---- contexts
+
+    def enter(self, w: int, mask: str | None, vary: set[Value]):
+        saved = (self.w, self.mask, self.vary, self.l)
+        self.w, self.mask, self.vary, self.l = w, mask, vary, Lanes(self.f, w)
+        return saved
+
+    def leave(self, saved) -> None:
+        self.w, self.mask, self.vary, self.l = saved
+
+    def row(self, region: Block, index: Value, start: str, stop: str, lanes: int, static: int | None) -> None:
+        """The region for index in start..stop, `lanes` at a time; start is a multiple of lanes. `static`: stop - start."""
+        f = self.f
+        vary = varying(region, index)
+        whole = (f.iadd(start, str(static // lanes * lanes)) if static is not None else
+                 f.iadd(start, f.op(f"and i64 {f.isub(stop, start)}, -{lanes}") if lanes & (lanes - 1) == 0 else "0"))
+        if static is None or static >= lanes:
+            with f.loop(start, whole, str(lanes)) as i:
+                saved = self.enter(lanes, None, vary)
+                self.env[index] = Val("l", i.index, i64, 1, lanes, True)
+                self.block(region)
+                self.leave(saved)
+        if static is not None and static % lanes == 0:
+            return
+        if self.target.masked:
+            base = base_lanes(region, self.target)
+            with f.loop(whole, stop, str(base)) as i:         # a wide row's rest in ordinary vectors
+                saved = self.enter(base, None, vary)
+                self.mask = self.first_lanes(f.isub(stop, i.index))
+                self.env[index] = Val("l", i.index, i64, 1, base, True)
+                self.block(region)
+                self.leave(saved)
+        else:
+            with f.loop(whole, stop) as i:
+                saved = self.enter(1, None, set())
+                self.env[index] = Val("u", i.index, i64, small=True)
+                self.block(region)
+                self.leave(saved)
+
+    def first_lanes(self, count: str) -> str:
+        """A mask of the lanes below count (i64)."""
+        f, w = self.f, self.w
+        c = f.op(f"trunc i64 {f.imin(count, str(w))} to i32")
+        return f.op(f"icmp slt <{w} x i32> {self.l.steps(1, 'i32')}, {self.l.splat('i32', c)}", "m")
+
+    # ---- ops
+
+    def block(self, block: Block) -> list[Val]:
+        """Emit all ops; the terminator's operands."""
+        for op in block.ops[:-1]:
+            if op not in self.skip:
+                self.op(op)
+        return [self.get(v) for v in block.terminator.operands]
+
+    def get(self, v: Value) -> Val:
+        found = self.env.get(v)
+        if found is None:
+            c = constant(v)
+            if c is None:
+                raise KeyError(f"value {v} is used before it is defined")
+            from .scalars import const
+            dt = v.type.dtype
+            found = Val("u", const(dt, c), dt, small=dt is i64)
+            self.env[v] = found
+        return found
+
+    def op(self, op: Op) -> None:
+        kind, _, name = op.name.partition(".")
+        if kind == "scalar":
+            self.scalar(op, name)
+        else:
+            getattr(self, "_" + name)(op)
+
+    def scalar(self, op: Op, name: str) -> None:
+        if name == "constant":
+            self.get(op.result)
+            return
+        xs = [self.get(v) for v in op.operands]
+        dt = op.operands[0].type.dtype if op.operands else None
+        if dt is i64 and name in ("add", "sub", "mul", "floordiv", "mod", "shr", "and"):
+            known = self._index_op(name, xs)
+            if known is not None:
+                self.env[op.result] = known
+                return
+        uniform = all(x.kind == "u" for x in xs) or self.w == 1
+        ops = self.l.one if uniform else self.l.ops
+        texts = [x.text if uniform else self.l.vector(x) for x in xs]
+        kind = "u" if uniform else "v"
+        if name == "philox":
+            for r, t in zip(op.results, ops.philox(*texts, op.attrs["domain"])):
+                self.env[r] = Val(kind, t, r.type.dtype)
+            return
+        out = op.result.type.dtype
+        if name == "select":
+            text = ops.select(out, *texts)
+        elif name == "cast":
+            text = ops.cast(texts[0], dt, out)
+        elif name == "bitcast":
+            text = ops.bitcast(texts[0], dt, out)
+        else:
+            text = ops.emit(name, dt, texts, op.attrs, lambda bad: self._failed(op, "integer division by zero", bad, None, ops))
+        small = out is i64 and name in ("min", "max", "select") and all(x.small for x in xs if x.dtype is i64)
+        self.env[op.result] = Val(kind, text, out, small=small)
+
+    def _index_op(self, name: str, xs: list[Val]) -> Val | None:
+        a, b = xs
+        if name in ("add", "sub") and (a.kind != "v" and b.kind != "v"):
+            return self.l._sum(name, a, b)
+        if name == "mul":
+            for x, y in ((a, b), (b, a)):
+                if y.number is not None and x.kind != "v":
+                    return self.l.scaled(x, y.number)
+        n = b.number
+        if n is not None and n > 0 and a.kind in ("l", "v") and self.w > 1 and a.small:
+            if name == "floordiv" or (name == "shr" and n < 52):
+                return self.l.quotient(a, n if name == "floordiv" else 1 << n, False)
+            if name == "mod":
+                return self.l.quotient(a, n, True)
+            if name == "and" and n & (n + 1) == 0 and a.kind == "l":
+                return self.l.quotient(a, n + 1, True)
+        if a.kind == b.kind == "u" and name in ("floordiv", "mod") and n is not None and n > 0 and a.small:
+            op = self.f.udiv if name == "floordiv" else self.f.urem
+            return Val("u", op(a.text, str(n)), i64, small=True)
+        return None
+
+    # ---- errors
+
+    def _failed(self, op: Op, message: str, bad: str, value: Val | None, ops: Ops) -> None:
+        """Report when any active lane of `bad` is set."""
+        f = self.f
+        code = self.errors.code(op.loc, message)
+        if ops.w > 1 and self.mask is not None:
+            bad = f.op(f"and <{ops.w} x i1> {bad}, {self.mask}")
+        any_ = bad if ops.w == 1 else self._any(bad, ops.w)
+        with f.when(any_):
+            if value is None:
+                text = "0"
+            elif value.kind == "u" or ops.w == 1:
+                text = value.text
+            else:
+                bits = f.op(f"bitcast <{ops.w} x i1> {bad} to i{ops.w}")
+                name = f.module.intrinsic(f"i{ops.w}", f"llvm.cttz.i{ops.w}", f"i{ops.w}", "i1")
+                lane = f.op(f"call i{ops.w} {name}(i{ops.w} {bits}, i1 true)")
+                text = f.op(f"extractelement <{ops.w} x i64> {self.l.vector(value)}, i{ops.w} {lane}")
+            f.module.declare("declare void @engram_fail(ptr, i64, i64)")
+            f.do(f"call void @engram_fail(ptr %rt, i64 {code}, i64 {text})")
+
+    def _any(self, mask: str, w: int) -> str:
+        name = self.f.module.intrinsic("i1", f"llvm.vector.reduce.or.v{w}i1", f"<{w} x i1>")
+        return self.f.op(f"call i1 {name}(<{w} x i1> {mask})")
+
+    def _assert(self, op: Op) -> None:
+        cond, value = (self.get(v) for v in op.operands)
+        if cond.text in ("true", "1"):
+            return
+        ops = self.l.one if cond.kind == "u" else self.l.ops
+        bad = ops.bin("xor", "i1", cond.text, ops.splat_const("i1", "true"))
+        if ops.w == 1 and self.w > 1 and value.kind != "u":   # all lanes fail alike: any lane's value will do
+            value = Val("u", self.f.op(f"extractelement <{self.w} x i64> {self.l.vector(value)}, i64 0"), i64)
+        self._failed(op, op.attrs["message"], bad, value, ops)
+
+    # ---- memory
+
+    def buffer(self, v: Value) -> Buf:
+        found = self.env[v]
+        assert isinstance(found, Buf)
+        return found
+
+    def _alloc(self, op: Op) -> None:
+        t = op.attrs["type"]
+        slot = self.f.alloca(f"[{max(t.numel, 1)} x {mem_elem(t.dtype)}]")
+        self.env[op.result] = Buf(slot, t, num(0))
+
+    def _view(self, op: Op) -> None:
+        base = self.buffer(op.operands[0])
+        offset = self.l.add(base.offset, self.get(op.operands[1]))
+        self.env[op.result] = Buf(base.ptr, op.result.type, offset)
+
+    def _load(self, op: Op) -> None:
+        buf = self.buffer(op.operands[0])
+        at = self.l.address(buf, [self.get(v) for v in op.operands[1:]])
+        dt = buf.type.dtype
+        elem, f = mem_elem(dt), self.f
+        if at.kind == "u":
+            raw = f.load(elem, f.gep(elem, buf.ptr, at.text), dt.bytes)
+            self.env[op.result] = Val("u", self.l.one.from_memory(raw, dt), dt)
+            return
+        raw = self._load_lanes(buf.ptr, at, dt)
+        self.env[op.result] = Val("v", self.l.ops.from_memory(raw, dt), dt)
+
+    def _load_lanes(self, base: str, at: Val, dt: DType) -> str:
+        f, w, elem = self.f, self.w, mem_elem(dt)
+        t, m = f"<{w} x {elem}>", f"<{w} x i1>"
+        short = {"float": "f32", "double": "f64", "half": "f16"}.get(elem, elem)
+        if at.kind == "l" and at.stride == 1:
+            ptr = f.gep(elem, base, at.text)
+            if self.mask is None:
+                return f.load(t, ptr, dt.bytes)
+            name = f.module.intrinsic(t, f"llvm.masked.load.v{w}{short}.p0", "ptr", "i32", m, t)
+            return f.op(f"call {t} {name}(ptr {ptr}, i32 {dt.bytes}, {m} {self.mask}, {t} zeroinitializer)", "l")
+        ptrs = self._pointers(base, at, elem)
+        name = f.module.intrinsic(t, f"llvm.masked.gather.v{w}{short}.v{w}p0", f"<{w} x ptr>", "i32", m, t)
+        mask = self.mask or "splat (i1 true)"
+        return f.op(f"call {t} {name}(<{w} x ptr> {ptrs}, i32 {dt.bytes}, {m} {mask}, {t} zeroinitializer)", "l")
+
+    def _pointers(self, base: str, at: Val, elem: str) -> str:
+        f, w = self.f, self.w
+        if at.kind == "l":
+            start = f.gep(elem, base, at.text)
+            if abs(at.stride) * w < 1 << 31:
+                return f.op(f"getelementptr {elem}, ptr {start}, <{w} x i32> {self.l.steps(at.stride, 'i32')}")
+            return f.op(f"getelementptr {elem}, ptr {start}, <{w} x i64> {self.l.steps(at.stride, 'i64')}")
+        return f.op(f"getelementptr {elem}, ptr {base}, <{w} x i64> {at.text}")
+
+    def _store(self, op: Op) -> None:
+        value, buf = self.get(op.operands[0]), self.buffer(op.operands[1])
+        at = self.l.address(buf, [self.get(v) for v in op.operands[2:]])
+        dt = buf.type.dtype
+        elem, f, w = mem_elem(dt), self.f, self.w
+        if self.w == 1 or (at.kind == "u" and value.kind == "u" and self.mask is None):
+            f.store(elem, self.l.one.to_memory(value.text, dt), f.gep(elem, buf.ptr, at.text), dt.bytes)
+            return
+        t, m = f"<{w} x {elem}>", f"<{w} x i1>"
+        raw = self.l.ops.to_memory(self.l.vector(value), dt)
+        short = {"float": "f32", "double": "f64", "half": "f16"}.get(elem, elem)
+        if at.kind == "l" and at.stride == 1:
+            ptr = f.gep(elem, buf.ptr, at.text)
+            if self.mask is None:
+                f.store(t, raw, ptr, dt.bytes)
+                return
+            name = f.module.intrinsic("void", f"llvm.masked.store.v{w}{short}.p0", t, "ptr", "i32", m)
+            f.do(f"call void {name}({t} {raw}, ptr {ptr}, i32 {dt.bytes}, {m} {self.mask})")
+            return
+        at = at if at.kind != "u" else Val("l", at.text, i64, 0)
+        ptrs = self._pointers(buf.ptr, at, elem)
+        name = f.module.intrinsic("void", f"llvm.masked.scatter.v{w}{short}.v{w}p0", t, f"<{w} x ptr>", "i32", m)
+        f.do(f"call void {name}({t} {raw}, <{w} x ptr> {ptrs}, i32 {dt.bytes}, {m} {self.mask or 'splat (i1 true)'})")
+
+    def _sort(self, op: Op) -> None:
+        values, indices = (self.buffer(v) for v in op.operands)
+        dt, descending = values.type.dtype, bool(op.attrs.get("descending"))
+        symbol = require_sort(self.f.module, dt, descending)
+        ptrs = [self.f.gep(mem_elem(b.type.dtype), b.ptr, b.offset.text) for b in (values, indices)]
+        steps = [b.type.element_strides[0] for b in (values, indices)]
+        self.f.do(f"call void @{symbol}(ptr {ptrs[0]}, i64 {steps[0]}, ptr {ptrs[1]}, i64 {steps[1]}, i64 {values.type.numel})")
+
+    # ---- control
+
+    def _for(self, op: Op) -> None:
+        lo, hi, *inits = (self.get(v) for v in op.operands)
+        body, f = op.regions[0], self.f
+        if self.w == 1 and op in self.plan.loops:
+            n = trips(op)
+            self._vector_for(op, lo.text, hi.text, n)
+            return
+        wide = [self.w > 1 and a in self.vary for a in body.args[1:]]
+        types = [(self.l.ops if v else self.l.one).type(a.type.dtype) for v, a in zip(wide, body.args[1:])]
+        starts = [self.l.vector(x) if v else x.text for v, x in zip(wide, inits)]
+        with f.loop(lo.text, hi.text, str(op.attrs.get("step", 1)), carried=list(zip(types, starts))) as loop:
+            self.env[body.args[0]] = Val("u", loop.index, i64, small=lo.small)
+            for a, v, name in zip(body.args[1:], wide, loop.values):
+                self.env[a] = Val("v" if v else "u", name, a.type.dtype)
+            out = self.block(body)
+            loop.next = [self.l.vector(x) if v else x.text for v, x in zip(wide, out)]
+        for r, v, name in zip(op.results, wide, loop.results):
+            self.env[r] = Val("v" if v else "u", name, r.type.dtype)
+
+    def _vector_for(self, op: Op, lo: str, hi: str, n: int | None) -> None:
+        """Independent iterations, `lanes` at a time."""
+        body = op.regions[0]
+        lanes = base_lanes(body, self.target)
+        aligned = lo == "0"
+        f = self.f
+        if not aligned:
+            # indices count from 0 for alignment's sake only when they start there: shift the loop instead
+            n = None if n is None else n
+        vary = varying(body, body.args[0])
+        count = f.isub(hi, lo)
+        whole = f.iadd(lo, str(n // lanes * lanes) if n is not None else f.op(f"and i64 {count}, -{lanes}"))
+
+        def vector(mask_from: str | None, index: str) -> None:
+            saved = self.enter(lanes, None, vary)
+            if mask_from is not None:
+                self.mask = self.first_lanes(mask_from)
+            self.env[body.args[0]] = Val("l", index, i64, 1, lanes if aligned else 1, True)
+            self.block(body)
+            self.leave(saved)
+        if n is None or n >= lanes:
+            with f.loop(lo, whole, str(lanes)) as i:
+                vector(None, i.index)
+        if n is not None and n % lanes == 0:
+            return
+        if self.target.masked:
+            with f.loop(whole, hi, str(lanes)) as i:
+                vector(f.isub(hi, i.index), i.index)
+        else:
+            with f.loop(whole, hi) as i:
+                self.env[body.args[0]] = Val("u", i.index, i64, small=True)
+                self.block(body)
+
+    def _reduce(self, op: Op) -> None:
+        from .reduce import emit_reduce
+        emit_reduce(self, op)
+
+    def _if(self, op: Op) -> None:
+        cond = self.get(op.operands[0])
+        f = self.f
+        if cond.kind == "u":
+            self._branch(op, cond.text)
+            return
+        outer = self.mask
+        results = []
+        for region, invert in ((op.regions[0], False), (op.regions[1], True)):
+            mask = cond.text
+            if invert:
+                mask = f.op(f"xor <{self.w} x i1> {mask}, splat (i1 true)")
+            if outer is not None:
+                mask = f.op(f"and <{self.w} x i1> {mask}, {outer}")
+            if len(region.ops) == 1:                          # nothing but the yield
+                results.append([self.l.vector(self.get(v)) for v in region.terminator.operands])
+                continue
+            then, done = f.new_label("lanes"), f.new_label("joined")
+            before = f.block
+            f.branch(self._any(mask, self.w), then, done)
+            f.label(then)
+            self.mask = mask
+            out = [self.l.vector(x) for x in self.block(region)]
+            last = f.block
+            f.jump(done)
+            f.label(done)
+            types = [self.l.ops.type(r.type.dtype) for r in op.results]
+            results.append([f.op(f"phi {t} [ {x}, %{last} ], [ zeroinitializer, %{before} ]") for t, x in zip(types, out)])
+        self.mask = outer
+        for r, a, b in zip(op.results, *results):
+            self.env[r] = Val("v", self.l.ops.sel(cond.text, reg_elem(r.type.dtype), a, b), r.type.dtype)
+
+    def _branch(self, op: Op, cond: str) -> None:
+        f = self.f
+        labels = [f.new_label("then"), f.new_label("else")]
+        done = f.new_label("join")
+        f.branch(cond, *labels)
+        wide = [self.w > 1 and r in self.vary for r in op.results]
+        ends = []
+        for region, label in zip(op.regions, labels):
+            f.label(label)
+            out = [self.l.vector(x) if v else x.text for v, x in zip(wide, self.block(region))]
+            ends.append((out, f.block))
+            f.jump(done)
+        f.label(done)
+        for i, (r, v) in enumerate(zip(op.results, wide)):
+            t = (self.l.ops if v else self.l.one).type(r.type.dtype)
+            text = f.op(f"phi {t} " + ", ".join(f"[ {out[i]}, %{block} ]" for out, block in ends))
+            self.env[r] = Val("v" if v else "u", text, r.type.dtype)
+
+    def _while(self, op: Op) -> None:
+        f = self.f
+        head, body, done = f.new_label("while"), f.new_label("do"), f.new_label("end")
+        f.jump(head)
+        f.label(head)
+        cond, = self.block(op.regions[0])
+        f.branch(cond.text, body, done)
+        f.label(body)
+        self.block(op.regions[1])
+        f.jump(head)
+        f.label(done)

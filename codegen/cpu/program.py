@@ -1,0 +1,129 @@
+"""CpuProgram: a loop-stage module compiled for this machine, with the face every backend has (docs/ARCHITECTURE.md, 5).
+
+Owns the machine code, the arena and the constants; arrays are NumPy's. No code generation here: see emit.py.
+"""
+from __future__ import annotations
+
+import ctypes
+import threading
+
+import numpy as np
+
+from ...compiler.diagnostics import RuntimeError_
+from ...compiler.ir.core import Func, Module
+from .emit import Emitter, n_inputs
+from .gemm import gemm_address, scratch_bytes, symbol
+from .runtime import Memory, default_threads, runtime, symbols
+from .target import CpuTarget, Library, compile_text, host_target
+
+ALIGN = 64
+
+
+def llvm_text(module: Module, target: CpuTarget | None = None, threads: int = 1) -> str:
+    """The LLVM IR of a loop-stage module."""
+    return Emitter(module, target or host_target(), threads).run(_entries(module))
+
+
+def _entries(module: Module) -> list[str]:
+    wanted = module.attrs.get("entries") or list(module.funcs)
+    return [name for name in wanted if name in module.funcs]
+
+
+def aligned_empty(shape, dtype: np.dtype) -> np.ndarray:
+    """An uninitialised array whose data starts on a cache line."""
+    dtype = np.dtype(dtype)
+    count = int(np.prod(shape, dtype=np.int64))
+    raw = np.empty(count * dtype.itemsize + ALIGN, np.uint8)
+    start = -raw.__array_interface__["data"][0] % ALIGN
+    return raw[start:start + count * dtype.itemsize].view(dtype).reshape(shape)
+
+
+class _Entry:
+    """What a call of one function needs."""
+
+    def __init__(self, func: Func, address: int, alone: bool):
+        self.name, self.address, self.alone = func.name, address, alone
+        n = n_inputs(func)
+        self.inputs = [(v.type.dtype.numpy, tuple(v.type.shape), str(v.type).removeprefix("buf<").removesuffix(">")) for v in func.args[:n]]
+        self.outputs = [(v.type.dtype.numpy, tuple(v.type.shape)) for v in func.args[n:]]
+        self.donated = {r: a for a, r in func.attrs.get("donate", [])}
+        self.names = func.attrs.get("arg_names") or [f"argument {i}" for i in range(n)]
+        self.arena = func.attrs.get("arena", 0)
+        self.pointers = (ctypes.c_void_p * (len(func.args) + 1))()
+
+
+class CpuProgram:
+    """Machine code for every entry function of a module at stage loop, with planned buffers."""
+
+    def __init__(self, module: Module, threads: int | None = None):
+        self.threads = threads or default_threads()
+        target = host_target()
+        emitter = Emitter(module, target, self.threads)
+        names = _entries(module)
+        text = emitter.run(names)
+        self._errors = emitter.errors.items
+        self._constants = emitter.constants                     # keeps the memory alive
+        imports = symbols()
+        imports.update({name: value.ctypes.data for name, value in self._constants.items()})
+        imports.update({symbol(d): gemm_address(d, target) for d in emitter.gemms})
+        used = {k: v for k, v in imports.items() if f"@{k}" in text}
+        self._library = Library([compile_text(text, target)], list(emitter.entries.values()), used, target)
+        self._one = runtime(1)
+        self._team = runtime(self.threads)
+        for d in emitter.gemms:
+            self._one.reserve(scratch_bytes(target, d))
+            self._team.reserve(scratch_bytes(target, d))
+        self._functions = {name: _Entry(module.funcs[name], self._library.address(emitter.entries[name]),
+                                        emitter.summaries[name].single) for name in names}
+        self._arena: Memory | None = None
+        self._lock = threading.Lock()
+
+    # ---- arrays
+
+    def to_device(self, array: np.ndarray) -> np.ndarray:
+        """A C-contiguous copy on cache-line boundaries."""
+        array = np.asarray(array)
+        out = aligned_empty(array.shape, array.dtype)
+        out[...] = array
+        return out
+
+    def to_host(self, handle: np.ndarray) -> np.ndarray:
+        return handle
+
+    # ---- calls
+
+    def call(self, name: str, args: list) -> list[np.ndarray]:
+        """Run a function. A donated argument's memory holds the result that was declared to replace it."""
+        entry = self._functions.get(name)
+        if entry is None:
+            raise ValueError(f"no function {name!r}; there are: {', '.join(self._functions)}")
+        if len(args) != len(entry.inputs):
+            raise ValueError(f"{name} takes {len(entry.inputs)} arguments, got {len(args)}")
+        arrays = [self._checked(entry, i, a) for i, a in enumerate(args)]
+        outputs = [arrays[entry.donated[i]] if i in entry.donated else aligned_empty(shape, dtype)
+                   for i, (dtype, shape) in enumerate(entry.outputs)]
+        with self._lock:
+            if self._arena is None or self._arena.nbytes < entry.arena:
+                self._arena = Memory(max(entry.arena, 4096))
+            p = entry.pointers
+            p[0] = self._arena.address
+            for i, a in enumerate(arrays):
+                p[i + 1] = a.__array_interface__["data"][0]
+            for i, a in enumerate(outputs, len(arrays) + 1):
+                p[i] = a.__array_interface__["data"][0]
+            team = self._one if entry.alone else self._team
+            code, value = team.launch(entry.address, ctypes.addressof(p))
+        if code:
+            loc, message = self._errors[code - 1]
+            raise RuntimeError_(message.replace("{}", str(value)), loc)
+        return outputs
+
+    def _checked(self, entry: _Entry, i: int, a) -> np.ndarray:
+        dtype, shape, text = entry.inputs[i]
+        if not isinstance(a, np.ndarray):
+            a = np.asarray(a)
+        if a.dtype != dtype or a.shape != shape:
+            raise ValueError(f"{entry.name}: {entry.names[i]} expects {text}, got {a.dtype}{list(a.shape)}")
+        if not a.flags.c_contiguous or (i in entry.donated.values() and not a.flags.writeable):
+            a = self.to_device(a)
+        return a

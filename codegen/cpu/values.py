@@ -1,0 +1,136 @@
+"""Values while a kernel is emitted: uniform scalars, i64s that step linearly from lane to lane, and vectors; address sums."""
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from ...compiler.ir.types import BufferType, DType, i64
+from .irtext import Fn
+from .scalars import Ops, const, reg_elem
+
+
+@dataclass(frozen=True, slots=True)
+class Val:
+    """`kind` u: one scalar for all lanes; l: an i64, text + lane * stride; v: a vector register. `aligned`: the base of an
+    l value is a multiple of this; `small`: an i64 made from loop indices and constants only, |x| < 2^52."""
+
+    kind: str
+    text: str
+    dtype: DType
+    stride: int = 0
+    aligned: int = 1
+    small: bool = False
+
+    @property
+    def number(self) -> int | None:
+        """The constant this is, for uniform integers."""
+        t = self.text
+        return int(t) if self.kind == "u" and t.lstrip("-").isdigit() else None
+
+
+@dataclass(frozen=True, slots=True)
+class Buf:
+    """A buffer: base pointer, an element offset from it (may differ between lanes), its type."""
+
+    ptr: str
+    type: BufferType
+    offset: Val
+
+
+def num(n: int) -> Val:
+    return Val("u", str(n), i64, small=True)
+
+
+class Lanes:
+    """Arithmetic on Vals in one context of `w` lanes."""
+
+    def __init__(self, f: Fn, w: int):
+        self.f, self.w = f, w
+        self.one, self.ops = Ops(f, 1), Ops(f, w)
+
+    def vector(self, x: Val) -> str:
+        """The value in a register of w lanes."""
+        if x.kind == "v" or self.w == 1:
+            return x.text
+        elem = reg_elem(x.dtype)
+        if x.kind == "u":
+            if not x.text.startswith("%"):
+                return self.ops.splat_const(elem, x.text)
+            return self.splat(elem, x.text)
+        base = self.splat("i64", x.text) if x.text.startswith("%") else self.ops.splat_const("i64", x.text)
+        return self.f.op(f"add <{self.w} x i64> {base}, {self.steps(x.stride, 'i64')}")
+
+    def splat(self, elem: str, text: str) -> str:
+        t = f"<{self.w} x {elem}>"
+        one = self.f.op(f"insertelement {t} poison, {elem} {text}, i64 0")
+        return self.f.op(f"shufflevector {t} {one}, {t} poison, <{self.w} x i32> zeroinitializer")
+
+    def steps(self, stride: int, elem: str) -> str:
+        return "<" + ", ".join(f"{elem} {i * stride}" for i in range(self.w)) + ">"
+
+    # ---- i64 arithmetic that keeps what is known
+    def add(self, a: Val, b: Val) -> Val:
+        return self._sum("add", a, b)
+
+    def sub(self, a: Val, b: Val) -> Val:
+        return self._sum("sub", a, b)
+
+    def _sum(self, op: str, a: Val, b: Val) -> Val:
+        small = a.small and b.small
+        if "v" in (a.kind, b.kind):
+            return Val("v", self.ops.bin(op, "i64", self.vector(a), self.vector(b)), i64, small=small)
+        text = (self.f.iadd if op == "add" else self.f.isub)(a.text, b.text)
+        stride = a.stride + b.stride if op == "add" else a.stride - b.stride
+        if stride == 0 and a.kind == b.kind == "u":
+            return Val("u", text, i64, small=small)
+        if stride == 0:
+            return Val("u", text, i64, small=small)
+        aligned = 1
+        for x, y in ((a, b), (b, a)):
+            n = y.number
+            if n is not None and x.aligned > 1 and n % x.aligned == 0:
+                aligned = x.aligned
+        return Val("l", text, i64, stride, aligned, small)
+
+    def scaled(self, a: Val, n: int) -> Val:
+        if n == 0:
+            return num(0)
+        if n == 1:
+            return a
+        if a.kind == "v":
+            return Val("v", self.ops.bin("mul", "i64", a.text, self.ops.splat_const("i64", str(n))), i64, small=a.small)
+        text = self.f.imul(a.text, str(n))
+        return Val(a.kind, text, i64, a.stride * n, 1, a.small)
+
+    def quotient(self, a: Val, n: int, remainder: bool) -> Val | None:
+        """a // n or a % n for a >= 0 where that is cheap: lanes that do not cross a multiple of n, or small numbers."""
+        if a.kind == "u" or n <= 0:
+            return None
+        if a.kind == "l" and a.stride == 1 and a.aligned % self.w == 0 and n % self.w == 0:
+            op = self.f.urem if remainder else self.f.udiv
+            text = op(a.text, str(n))
+            return Val("l", text, i64, 1, self.w, True) if remainder else Val("u", text, i64, small=True)
+        if not a.small:
+            return None
+        x = self.vector(a)
+        d = self.ops.splat_const("double", const_f64(n))
+        wide = self.ops.conv("sitofp", "i64", x, "double")
+        q = self.ops.call("floor", "double", self.ops.bin("fdiv", "double", wide, d))
+        q = self.ops.conv("fptosi", "double", q, "i64")
+        if remainder:
+            q = self.ops.bin("sub", "i64", x, self.ops.bin("mul", "i64", q, self.ops.splat_const("i64", str(n))))
+        return Val("v", q, i64, small=True)
+
+    def address(self, buf: Buf, indices: list[Val]) -> Val:
+        """Element offset of an access from the buffer's base pointer."""
+        total = buf.offset
+        for x, stride in zip(indices, buf.type.element_strides):
+            total = self.add(total, self.scaled(x, stride))
+        return total
+
+
+def const_f64(n: float) -> str:
+    from .irtext import f64_const
+    return f64_const(float(n))
+
+
+__all__ = ["Buf", "Lanes", "Val", "const", "num"]
