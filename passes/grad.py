@@ -1,4 +1,5 @@
-"""grad: reverse-mode differentiation. Expands autodiff.gradient into ordinary ops, functions and regions included.
+"""grad: reverse-mode differentiation. Expands autodiff.gradient (and, in the same order, autodiff.vmap) into ordinary ops,
+functions and regions included.
 
 What an op's derivative is stands in its row of the op table; here is how contributions are gathered: which ops lie between x
 and y, in which order adjoints add up, and how calls get a forward function that keeps what the backward function needs.
@@ -16,12 +17,14 @@ from ..compiler.ir.core import Block, Func, Module, Op, Value, clone_func, free_
 from ..compiler.ir.opdef import OPS
 from .grad_residuals import carry_over, choose
 from .util import callees_first, is_float, prune, span
+from .vmap import Batcher
 
 
 @dataclass(frozen=True)
 class Grad:
-    """Expands every autodiff.gradient, callees first and in program order, so gradients of gradients work; then removes
-    autodiff.watch, tensor.stop_gradient and autodiff.custom. Valid IR before (no learn.* ops, nn.* decomposed) and after.
+    """Expands every autodiff.gradient and autodiff.vmap, callees first and in program order, so that each may be applied to the
+    other and gradients of gradients work; then removes autodiff.watch, tensor.stop_gradient and autodiff.custom. Valid IR before
+    (no learn.* ops, nn.* decomposed) and after.
 
     Differentiating a call makes `@f.fwd` (results and what is kept for later) and `@f.bwd`, shared by all calls of f that
     differentiate the same arguments and results. Exact: every other result keeps its bits.
@@ -66,7 +69,7 @@ class Differentiator:
     """State of one run of the pass: the forward/backward functions made so far and what depends on what through calls."""
 
     def __init__(self, module: Module):
-        self.module = module
+        self.module, self.batcher = module, Batcher(module)
         self.pairs: dict[tuple, Pair] = {}
         self.summaries: dict[tuple, tuple[bool, ...]] = {}
         self.forwarded: dict[Op, tuple] = {}            # a call made a forward call -> (the callee before, its number of results)
@@ -82,12 +85,15 @@ class Differentiator:
             for r in op.regions:
                 replace_uses(r, env)
                 self.expand(r, before + block.ops)
-            if op.name != "autodiff.gradient":
+            if op.name not in ("autodiff.gradient", "autodiff.vmap"):
                 block.ops.append(op)
                 continue
             new = Block()
-            results = self.gradient(before + block.ops, op, new)
-            prune(new, results)
+            if op.name == "autodiff.vmap":
+                results = self.batcher.expand(Builder(new, op.loc), op)
+            else:
+                results = self.gradient(before + block.ops, op, new)
+                prune(new, results)
             block.ops.extend(new.ops)
             env.update(zip(op.results, results))
 

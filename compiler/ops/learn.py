@@ -72,6 +72,24 @@ row("autodiff.custom", "A function with a derivative of its own: the results of 
     example='%y = autodiff.custom(%x) {forward = "f", backward = "g", result_types = [f32[3]]} : f32[3]')
 
 
+def _vmap(types, attrs, regions):
+    dims, size = attrs["in_dims"], attrs["size"]
+    need(len(dims) == len(types), f"{len(dims)} in_dims for {len(types)} operands")
+    for i, (d, t) in enumerate(zip(dims, types)):
+        need(d == -1 or (0 <= d < tensor(t, i).rank and t.shape[d] == size), f"cannot map over dim {d} of {t} in {size} steps", i)
+    need(len(attrs["out_dims"]) == len(attrs["result_types"]), "one entry of out_dims per result")
+    for d, t in zip(attrs["out_dims"], attrs["result_types"]):
+        need(0 <= d < t.rank and t.shape[d] == size, f"a result {t} cannot hold {size} values along dim {d}")
+    return list(attrs["result_types"])
+
+
+row("autodiff.vmap", "@callee for every index along in_dims of the operands (-1: the same for all), results stacked along out_dims. "
+    "`result_types` are those with the new dim. The pass `grad` expands it, callees first, into a function that works on all at once.",
+    "*xs", _vmap, "the pass grad expands it first",
+    attrs={"callee": "function", "in_dims": "dim or -1 per operand", "out_dims": "dim per result", "size": "int", "result_types": "types"}, stages=FRONT,
+    example='%y = autodiff.vmap(%w, %x) {callee = "f", in_dims = [-1, 0], out_dims = [0], size = 8, result_types = [f32[8,3]]} : f32[8,3]')
+
+
 def _update(types, attrs, regions):
     roles, writes = attrs["roles"], attrs["writes"]
     need(len(roles) == len(types), f"{len(roles)} roles for {len(types)} operands")
