@@ -257,7 +257,7 @@ class Trainer:
         program = self.program(phase.module)
         size = _batch_of(phase, len(self.plan.slots))
         epochs = int(settings.get("epochs") or 1)
-        patience = settings.get("patience")
+        patience, accumulate = settings.get("patience"), int(settings.get("accumulate") or 1)
         best, best_slots, waited = None, None, 0
         step, key = 0, key_of(seed, 3, number)
         title = phase.name if len(self.plan.phases) > 1 else None
@@ -267,6 +267,7 @@ class Trainer:
             todo = _in_order(train, size) if order == "given" else batches(train, size, seed, number, epoch, order)
             if len(todo[0]) != size:
                 raise ValueError(f"the step was compiled for batches of {size}, but there are {len(todo[0])} samples to learn from")
+            todo = todo[:max(1, len(todo) // accumulate * accumulate)]         # an update needs all of its batches
             listener.epoch_begin(epoch + 1, len(todo))
             slots, losses, samples = self._slots_for(program), [], 0
             shown, watch = 0.0, float("nan")
@@ -296,7 +297,7 @@ class Trainer:
                 row["loss"] = float(totals.mean())
                 _warn_nan(listener, totals, epoch, result)
             if numbers.shape[1] > 1:
-                row |= {name: float(v) for name, v in zip(self.plan.losses, numbers.mean(axis=0))}
+                row |= {name: float(v) for name, v in zip(self.plan.losses, numbers.mean(axis=0)) if name != "loss"}
             if measure_train:
                 row |= {k: v for k, v in self.measure(fields, train, seed=seed).items() if k != "loss"}
             if held_fields is not None:

@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 
 from . import INTERRUPTED, OK
+from .errors import colours
 from .options import pass_options, settings
 
 
@@ -26,12 +27,15 @@ def train(program, name: str, overrides: dict, args) -> int:
     """Train one block and report."""
     from .. import report
     from ..checkpoint import read
+    from ..compiler.diagnostics import render
     from ..progress import listener_for
     from ..session import train_plan
     from ..train import Trainer, split
 
     weights = read(args.weights) if args.weights else None   # before anything slow: a wrong path should show at once
     plan = train_plan(program, name, overrides)
+    if plan.warnings:
+        print(render(plan.warnings, colours(sys.stderr)), file=sys.stderr)
     s, data = plan.settings, plan.dataset
     seed = int(s.get("seed") or 0)
     learn, held = split(data.n, s.get("holdout"), seed, s.get("limit"), getattr(data, "order", "shuffled"))
