@@ -162,6 +162,7 @@ def maybe_equal(a: int | Dim, b: int | Dim) -> bool:
 
 
 def product(dims) -> int | Dim:
+    dims = tuple(dims)                                  # any iterable: it is walked twice
     return math.prod(dims) if all(isinstance(d, int) for d in dims) else _product(dims)
 
 
