@@ -330,7 +330,7 @@ class Body:
     def _load_lanes(self, base: str, at: Val, dt: DType) -> str:
         f, w, elem = self.f, self.w, mem_elem(dt)
         t, m = f"<{w} x {elem}>", f"<{w} x i1>"
-        short = {"float": "f32", "double": "f64", "half": "f16"}.get(elem, elem)
+        short = {"float": "f32", "double": "f64"}.get(elem, elem)
         if at.kind == "l" and at.stride == 1:
             ptr = f.gep(elem, base, at.text)
             if self.mask is None:
@@ -361,7 +361,7 @@ class Body:
             return
         t, m = f"<{w} x {elem}>", f"<{w} x i1>"
         raw = self.l.ops.to_memory(self.l.vector(value), dt)
-        short = {"float": "f32", "double": "f64", "half": "f16"}.get(elem, elem)
+        short = {"float": "f32", "double": "f64"}.get(elem, elem)
         if at.kind == "l" and at.stride == 1:
             ptr = f.gep(elem, buf.ptr, at.text)
             if self.mask is None:

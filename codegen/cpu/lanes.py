@@ -223,7 +223,7 @@ class Plan:
             elif any(v in strides.vary for v in op.operands):
                 short = op.name.partition(".")[2]
                 dt = op.operands[0].type.dtype if op.operands[0].type else None
-                if dt is not None and dt.name == "i64" and strides.of(op.results[0]) is not None:
+                if dt is not None and dt.name == "i64" and op.results and strides.of(op.results[0]) is not None:
                     cost += 0.3
                     continue
                 each = HEAVY.get(short, 1.0)

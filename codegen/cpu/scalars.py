@@ -2,7 +2,7 @@
 
 Register types: integers as they are, bool as i1; f16 and bf16 live in f32 registers that always hold a representable
 value (computed in f32, rounded after every op, which is exact: f32 has more than twice their digits). In memory bool is
-a byte, f16 LLVM's half, bf16 16 raw bits. No loops and no memory accesses here, see emit_kernel.py.
+a byte, f16 and bf16 are 16 raw bits. No loops and no memory accesses here, see emit_kernel.py.
 """
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def reg_elem(dt: DType) -> str:
 
 def mem_elem(dt: DType) -> str:
     """LLVM element type in memory."""
-    return {"f64": "double", "f32": "float", "f16": "half", "bf16": "i16", "bool": "i8"}.get(dt.name, f"i{dt.bits}")
+    return {"f64": "double", "f32": "float", "f16": "i16", "bf16": "i16", "bool": "i8"}.get(dt.name, f"i{dt.bits}")
 
 
 def const(dt: DType, value) -> str:
@@ -91,7 +91,7 @@ class Ops:
     def rounded(self, x: str, dt: DType) -> str:
         """An f32 register brought to f16 or bf16 precision."""
         if dt.name == "f16":
-            return self.conv("fpext", "half", self.conv("fptrunc", "float", x, "half"), "float")
+            return self.from_memory(self.to_memory(x, dt), dt)
         if dt.name != "bf16":
             return x
         c = lambda v: self.splat_const("i32", str(v))
@@ -106,7 +106,9 @@ class Ops:
         if dt.is_bool:
             return self.conv("zext", "i1", x, "i8")
         if dt.name == "f16":
-            return self.conv("fptrunc", "float", x, "half")
+            if self.f.module.target.name == "generic":
+                return self._soft_half(x)
+            return self.conv("bitcast", "half", self.conv("fptrunc", "float", x, "half"), "i16")
         if dt.name == "bf16":
             bits = self.bin("lshr", "i32", self.conv("bitcast", "float", x, "i32"), self.splat_const("i32", "16"))
             return self.conv("trunc", "i32", bits, "i16")
@@ -116,11 +118,40 @@ class Ops:
         if dt.is_bool:
             return self.cmp("ne", "i8", x, self.splat_const("i8", "0"))
         if dt.name == "f16":
-            return self.conv("fpext", "half", x, "float")
+            if self.f.module.target.name == "generic":
+                return self._soft_float(x)
+            return self.conv("fpext", "half", self.conv("bitcast", "i16", x, "half"), "float")
         if dt.name == "bf16":
             bits = self.bin("shl", "i32", self.conv("zext", "i16", x, "i32"), self.splat_const("i32", "16"))
             return self.conv("bitcast", "i32", bits, "float")
         return x
+
+    # f16 where the machine has no conversion
+    def _soft_half(self, x: str) -> str:
+        c = lambda v: self.splat_const("i32", str(v))
+        bits = self.conv("bitcast", "float", x, "i32")
+        mag = self.bin("and", "i32", bits, c(0x7FFFFFFF))
+        shifted = self.bin("lshr", "i32", mag, c(13))
+        odd = self.bin("and", "i32", shifted, c(1))
+        normal = self.bin("lshr", "i32", self.bin("add", "i32", self.bin("add", "i32", mag, odd), c(0xFFF - (112 << 23))), c(13))
+        # below 2^-14 the addition of 1/2 rounds at the right place
+        small = self.bin("fadd", "float", self.conv("bitcast", "i32", mag, "float"), self.splat_const("float", "0.5"))
+        small = self.bin("sub", "i32", self.conv("bitcast", "float", small, "i32"), c(0x3F000000))
+        out = self.sel(self.cmp("ult", "i32", mag, c(0x38800000)), "i32", small, normal)
+        out = self.sel(self.cmp("uge", "i32", mag, c(0x477FF000)), "i32", c(0x7C00), out)
+        out = self.sel(self.cmp("ugt", "i32", mag, c(0x7F800000)), "i32", c(0x7E00), out)
+        sign = self.bin("and", "i32", self.bin("lshr", "i32", bits, c(16)), c(0x8000))
+        return self.conv("trunc", "i32", self.bin("or", "i32", out, sign), "i16")
+
+    def _soft_float(self, h: str) -> str:
+        c = lambda v: self.splat_const("i32", str(v))
+        wide = self.conv("zext", "i16", h, "i32")
+        mag = self.bin("shl", "i32", self.bin("and", "i32", wide, c(0x7FFF)), c(13))
+        scaled = self.bin("fmul", "float", self.conv("bitcast", "i32", mag, "float"), self.splat_const("float", f32_const(2.0 ** 112)))
+        special = self.cmp("uge", "i32", mag, c(0x7C00 << 13))
+        out = self.sel(special, "i32", self.bin("or", "i32", mag, c(0x7F800000)), self.conv("bitcast", "float", scaled, "i32"))
+        sign = self.bin("shl", "i32", self.bin("and", "i32", wide, c(0x8000)), c(16))
+        return self.conv("bitcast", "i32", self.bin("or", "i32", out, sign), "float")
 
     # ---- combining (reductions)
     def combine(self, kind: str, dt: DType, x: str, y: str) -> str:
@@ -334,13 +365,11 @@ class Ops:
         """f64 to f32 rounded to odd: a further rounding to fewer bits is then right."""
         near = self.conv("fptrunc", "double", x, "float")
         back = self.conv("fpext", "float", near, "double")
-        c = lambda v: self.splat_const("i32", str(v))
         bits = self.conv("bitcast", "float", near, "i32")
         beyond = self.cmp("ogt", "double", self.call("fabs", "double", back), self.call("fabs", "double", x))
         bits = self.bin("sub", "i32", bits, self.conv("zext", "i1", beyond, "i32"))
         inexact = self.cmp("one", "double", back, x)
         bits = self.bin("or", "i32", bits, self.conv("zext", "i1", inexact, "i32"))
-        del c
         return self.conv("bitcast", "i32", bits, "float")
 
     def philox(self, key: str, counter: str, domain: int) -> list[str]:
