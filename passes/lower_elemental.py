@@ -345,6 +345,21 @@ def _take_along(g, op, index):
     return _gather(g, op, x, d, g.at(indices, Index(indices.type.shape, at)), at[:d], at[d + 1:])
 
 
+@rule("tensor.put_along_add")
+def _put_along_add(g, op, index):
+    """With one update per row (what `fuse` groups): x, plus the update at the row's index."""
+    x, indices, updates = op.operands
+    d, at, k = op.attrs["dim"], g.dims(op, index), g.k
+    if indices.type.shape[d] != 1:
+        raise ValueError("put_along_add of several updates is a kernel of its own")
+    row = Index(indices.type.shape, (*at[:d], k.index(0), *at[d + 1:]))
+    i = g.checked_index(g.at(indices, row), x.type.shape[d], op)
+    hit = k.pure("scalar.compare", [at[d], i], {"predicate": "eq"}, op.loc)
+    old = g.at(x, index)
+    new = k.pure("scalar.add", [old, g.at(updates, row)], None, op.loc)
+    return k.pure("scalar.select", [hit, new, old], None, op.loc)
+
+
 def _gather(g, op, x, d, i, before, after):
     n = x.type.shape[d]
     if n == 0:
