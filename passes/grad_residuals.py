@@ -13,7 +13,7 @@ from ..compiler.ir.opdef import OPS
 from .util import nbytes
 
 CHEAP_MOVES = frozenset("tensor." + n for n in ("constant iota broadcast reshape transpose slice reverse pad concat stop_gradient "
-                                                "dynamic_slice").split()) | {"autodiff.watch"}
+                                                "dynamic_slice windows").split()) | {"autodiff.watch"}
 
 
 def cheap(op: Op) -> bool:

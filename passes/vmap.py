@@ -61,7 +61,7 @@ class Batcher:
             new = Func(self.module.unique_name(f"{callee}.vmap"), [_batched(a.type, size) if on else a.type for a, on in zip(f.args, mask)],
                        [a.name for a in f.args], [], attrs, f.loc)
             env: Env = {a: (n, on) for a, n, on in zip(f.args, new.args, mask)}
-            run = _Run(self, size, env)
+            run = Run(self, size, env)
             run.block(f.body, new.body)
             b = Builder(new.body, f.returns.loc)
             outs = [run.full(b, v) if all_out else env[v][0] for v in f.returns.operands]
@@ -72,8 +72,8 @@ class Batcher:
         return self.made[key]
 
 
-class _Run:
-    """Batches the ops of blocks, one after the other."""
+class Run:
+    """Batches ops, one after the other; `env` learns their results."""
 
     def __init__(self, batcher: Batcher, size: int, env: Env):
         self.batcher, self.size, self.env = batcher, size, env
@@ -154,7 +154,7 @@ def _from_front(b: Builder, v: Value, d: int) -> Value:
     return b.transpose(v, [*rest[:d], 0, *rest[d:]])
 
 
-def _each(r: _Run, b: Builder, op: Op, **attrs) -> list[Value]:
+def _each(r: Run, b: Builder, op: Op, **attrs) -> list[Value]:
     """The same op on operands with the batch, with changed attributes."""
     return b.op(op.name, [r.full(b, v) for v in op.operands], {**op.attrs, **attrs}).results
 
@@ -205,7 +205,7 @@ def _pad(r, b, op):
     return b.select(inside, moved, b.broadcast(r.get(value), moved.type.shape, [0]))
 
 
-@rule("stop_gradient", "autodiff.watch", "random.bits")
+@rule("stop_gradient", "autodiff.watch", "random.bits", "windows", "fold_windows")
 def _same(r, b, op):
     return _each(r, b, op)
 
@@ -306,7 +306,7 @@ def _if(r, b, op):
     return out
 
 
-def _carries(r: _Run, body: Block, carries: list[bool], rest: list[bool], lead: int) -> list[bool]:
+def _carries(r: Run, body: Block, carries: list[bool], rest: list[bool], lead: int) -> list[bool]:
     """Which carries are batched: a fixpoint, as one that is batched may make another one so."""
     while True:
         _, got = r.region([*[False] * lead, *carries, *rest], body)
