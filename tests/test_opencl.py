@@ -1,26 +1,31 @@
 """The OpenCL backend on hand-written loop IR, against the interpreter of the same module: loops, memory, control flow at both levels,
 calls, sorting, run-time errors, donation. Scalar ops are in test_opencl_scalars.py, contractions in test_opencl_contract.py."""
+import dataclasses
+
 import numpy as np
 import pytest
-from engram.codegen.opencl.device import available
+from engram.codegen.opencl import device as devices
 from engram.compiler.diagnostics import RuntimeError_
 from engram.compiler.ir.parser import parse_module
 from engram.interp.interpreter import Interpreter
 
-OK, WHY = available()
+OK, WHY = devices.available()
 pytestmark = pytest.mark.skipif(not OK, reason=f"no OpenCL device: {WHY}")
 
 f4 = np.float32
 
 
-def program(text):
+def program(text, as_gpu=False):
+    """`as_gpu`: the code a GPU would get (work-groups that share rows, tiles in local memory), run here."""
     from engram.codegen.opencl.program import OpenClProgram
-    return OpenClProgram(parse_module('module attributes {stage = "loop"} {\n' + text + "\n}"))
+    d = devices.device()
+    caps = dataclasses.replace(d.caps, cpu=False) if as_gpu else d.caps
+    return OpenClProgram(parse_module('module attributes {stage = "loop"} {\n' + text + "\n}"), dataclasses.replace(d, caps=caps))
 
 
-def check(text, *args, name="f", rtol=0.0, atol=0.0):
+def check(text, *args, name="f", rtol=0.0, atol=0.0, as_gpu=False):
     """Runs @f on the device and in the interpreter; gives the device's results."""
-    p = program(text)
+    p = program(text, as_gpu)
     got = [np.asarray(a) for a in p.call(name, list(args))]
     want = Interpreter(p.module, check_races=True).call(name, [a.copy() for a in args])
     assert len(got) == len(want)
@@ -66,8 +71,61 @@ func @f(%x: buf<f32[6,50]>, %y: buf<f32[6,50]>) -> () attributes {n_inputs = 1, 
 """
 
 
-def test_reduce_and_loops_inside_a_kernel():
-    check(SOFTMAX, rand(6, 50), rtol=2e-6)
+@pytest.mark.parametrize("as_gpu", [False, True])
+def test_reduce_and_loops_inside_a_kernel(as_gpu):
+    check(SOFTMAX, rand(6, 50), rtol=2e-6, as_gpu=as_gpu)
+    assert "barrier" not in program(SOFTMAX, as_gpu).source()            # the last loop does not say that it is independent
+
+
+# In place, with a row kept in a private buffer, a value stored at the row's own level and read again, and bool and bf16 reductions.
+ROWS = """
+func @f(%x: buf<f32[6,100]>, %y: buf<f32[6,100]>, %mean: buf<f32[6]>, %any: buf<bool[6]>, %h: buf<bf16[6]>) -> ()
+    attributes {n_inputs = 1, n_outputs = 4, donate = [[0, 0]]} {
+  loop.parallel() {extents = [6]} ({^(%i: i64):
+    %z = scalar.constant() {value = 0, dtype = i64} : i64
+    %n = scalar.constant() {value = 100, dtype = i64} : i64
+    %row = loop.alloc() {type = buf<f32[100]>} : buf<f32[100]>
+    loop.for(%z, %n) {step = 1, independent = true} ({^(%k: i64):
+      %a = loop.load(%x, %i, %k) : f32
+      %e = scalar.exp(%a) : f32
+      loop.store(%e, %row, %k)
+      scf.yield()
+    })
+    %s, %any0, %top = loop.reduce(%z, %n) {kinds = ["add", "or", "max"]} ({^(%k: i64):
+      %a = loop.load(%row, %k) : f32
+      %nine = scalar.constant() {value = 9.0, dtype = f32} : f32
+      %c = scalar.compare(%a, %nine) {predicate = "gt"} : bool
+      scf.yield(%a, %c, %a)
+    }) : f32, bool, f32
+    %hs = loop.reduce(%z, %n) {kinds = ["add"]} ({^(%k: i64):
+      %a = loop.load(%row, %k) : f32
+      %b = scalar.cast(%a) {dtype = bf16} : bf16
+      scf.yield(%b)
+    }) : bf16
+    loop.store(%hs, %h, %i)
+    loop.store(%any0, %any, %i)
+    loop.store(%s, %mean, %i)
+    %s2 = loop.load(%mean, %i) : f32
+    %first = loop.load(%x, %i, %z) : f32
+    loop.for(%z, %n) {step = 3, independent = true} ({^(%k: i64):
+      %a = loop.load(%row, %k) : f32
+      %d = scalar.div(%a, %s2) : f32
+      %f = scalar.add(%d, %first) : f32
+      %g = scalar.add(%f, %top) : f32
+      loop.store(%g, %y, %i, %k)
+      scf.yield()
+    })
+    scf.yield()
+  })
+  func.return()
+}
+"""
+
+
+@pytest.mark.parametrize("as_gpu", [False, True])
+def test_rows_shared_by_a_work_group(as_gpu):
+    assert ("barrier" in program(ROWS, as_gpu).source()) == as_gpu
+    check(ROWS, rand(6, 100), rtol=1e-6, as_gpu=as_gpu)
 
 
 def test_carried_values_views_private_memory_and_branches():
@@ -437,13 +495,12 @@ def test_wrong_arguments_are_value_errors():
 
 
 def test_the_environment_names_the_device(monkeypatch):
-    from engram.codegen.opencl import device
     from engram.compiler.diagnostics import BackendUnavailable
     monkeypatch.setenv("ENGRAM_OPENCL_DEVICE", "no such device")
     with pytest.raises(BackendUnavailable, match="names none of the OpenCL devices"):
-        device.device()
+        devices.device()
     monkeypatch.setenv("ENGRAM_OPENCL_DEVICE", "0")
-    working = [c for c in device.candidates() if c.problem is None]
+    working = [c for c in devices.candidates() if c.problem is None]
     assert working
     monkeypatch.setenv("ENGRAM_OPENCL_DEVICE", str(working[0].index))
-    assert device.device().caps.name == working[0].label
+    assert devices.device().caps.name == working[0].label

@@ -1,4 +1,4 @@
-"""loop.contract on the OpenCL device: the three forms (plain, tiled, blocked) on ragged sizes, strides, letters and dtypes."""
+"""loop.contract on the OpenCL device: all forms (plain, staged, tiled, blocked) on ragged sizes, strides, letters and dtypes."""
 import dataclasses
 
 import numpy as np
@@ -85,6 +85,10 @@ THIN = [
     ("n", "k", "kn", S(n=300, k=50), False),
     ("m", "mk", "k", S(m=30, k=257), True),
     ("", "k", "k", S(k=100), False),
+    ("n", "k", "nk", S(n=200, k=70), False),
+    ("bmn", "bmk", "bnk", S(b=2, m=3, n=100, k=45), True),
+    ("m", "mk", "k", S(m=130, k=65), False),
+    ("mn", "mk", "kn", S(m=90, n=2, k=65), False),
     ("mn", "m", "n", S(m=5, n=6), False),
     ("mn", "mk", "kn", S(m=4, n=3, k=0), False),
     ("mn", "mk", "kn", S(m=4, n=3, k=0), True),
@@ -102,7 +106,7 @@ def test_f32(form):
 @pytest.mark.parametrize("dtype", ["f64", "f16", "bf16", "i32", "u8"])
 @pytest.mark.parametrize("form", FORMS)
 def test_other_dtypes(form, dtype):
-    run(form, [MATMULS[0], MATMULS[1], MATMULS[4], THIN[0]], DTYPES[dtype])
+    run(form, [MATMULS[0], MATMULS[1], MATMULS[4], THIN[0], THIN[4]], DTYPES[dtype])
 
 
 @pytest.mark.parametrize("form", FORMS)

@@ -1,14 +1,15 @@
-"""`loop.contract` as kernels: batch x M x N x K whatever the letters and strides, one of three forms.
+"""`loop.contract` as kernels: batch x M x N x K whatever the letters and strides, one of four forms.
 
-* plain: a work-item per element; for small and thin products.
+* plain: a work-item per element; for small products, and thin ones whose right operand runs along n.
+* staged: for GPUs, M < 8 and a right operand that runs along k: a work-item per column, tiles read along k into local memory.
 * tiled: for GPUs. A group of 16 x 16 work-items stages tiles of both operands in local memory, each item keeps T x T sums in registers.
 * blocked: for processors. A work-item per block of the result; the right operand is packed into a private tile, sums are vectors.
 
-All three add in ascending k per element with fused multiply-adds (integers wrap), so they give the same bits.
+All add in ascending k per element with fused multiply-adds (integers wrap), so they give the same bits.
 """
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod
 
 from ...compiler.ir.types import BufferType, DType
@@ -47,6 +48,11 @@ class Problem:
     def sizes(self) -> tuple[int, int, int, int]:
         return tuple(prod(d.size for d in role) for role in (self.batch, self.m, self.n, self.k))
 
+    def swapped(self) -> Problem:
+        """The same with lhs and rhs exchanged: products commute, bit for bit."""
+        batch, m, n, k = ([Dim(d.size, d.out, d.rhs, d.lhs) for d in role] for role in (self.batch, self.n, self.m, self.k))
+        return replace(self, batch=batch, m=m, n=n, k=k, swap=not self.swap)
+
 
 def normalise(out: BufferType, lhs: BufferType, rhs: BufferType, attrs: dict) -> Problem:
     """Letters sorted into roles; neighbours that are one run of memory in every operand are merged."""
@@ -61,11 +67,7 @@ def normalise(out: BufferType, lhs: BufferType, rhs: BufferType, attrs: dict) ->
     p = Problem(out.dtype, bool(attrs.get("accumulate")), *(_merge(roles[r]) for r in ("batch", "m", "n", "k")), False,
                 any(sum((n - 1) * abs(s) for n, s in zip(t.shape, t.element_strides)) > HIGH for t in (out, lhs, rhs)))
     inner = lambda dims: dims[-1].out if dims else 0
-    if inner(p.m) == 1 and inner(p.n) != 1:              # n runs along the result's memory
-        p.m, p.n = ([Dim(d.size, d.out, d.rhs, d.lhs) for d in x] for x in (p.n, p.m))
-        p.batch, p.k = ([Dim(d.size, d.out, d.rhs, d.lhs) for d in x] for x in (p.batch, p.k))
-        p.swap = True
-    return p
+    return p.swapped() if inner(p.m) == 1 and inner(p.n) != 1 else p      # n runs along the result's memory
 
 
 def _merge(dims: list[Dim]) -> list[Dim]:
@@ -87,13 +89,18 @@ def contract_kernel(op, helpers: Helpers, caps: Caps) -> Kernel | None:
     batch, m, n, k = p.sizes()
     if k == 0:
         p.k = [Dim(0, 0, 0, 0)]
+    if n < 8 <= m:                                       # a matrix times a vector: the long side becomes the columns
+        p = p.swapped()
+        m, n = n, m
     e = _Emitter(p, helpers, caps)
-    if k < 8 or m < 8 or n < 8 or (m * n * k < 1 << 14) or batch >= 65536:
+    if k < 8 or n < 8 or m * n * k < 1 << 12 or batch >= 65536:
         kernel = e.plain()
     elif caps.cpu:
         kernel = e.blocked() if p.dtype.is_float else e.plain()
-    else:
+    elif m >= 8:
         kernel = e.tiled() if caps.max_group >= 256 else e.plain()
+    else:
+        kernel = e.staged() if p.k[-1].rhs == 1 else e.plain()
     o, a, b = op.operands
     kernel.params = [("buffer", o), ("buffer", b if p.swap else a), ("buffer", a if p.swap else b)]
     return kernel
@@ -212,6 +219,34 @@ class _Emitter:
                 f"      {self.store('at', 'acc[i][j]')}\n    }}\n  }}\n")
         return self.kernel(body, (-(-n // side) * 16, -(-m // side) * 16, batch), (16, 16, 1))
 
+    def staged(self) -> Kernel:
+        """64 columns a group; the right operand comes in tiles of 64 x 32, read along k by neighbouring items."""
+        p = self.p
+        batch, m, n, k = p.sizes()
+        acc, cols, depth = self.acc, 64, 32
+        lines = [
+            f"  __local {acc} tb[{cols * (depth + 1)}];",
+            f"  const int item = get_local_id(0), n0 = (int)get_group_id(0) * {cols}, s = n0 + item, gb = (int)get_group_id(1);",
+            f"  const {self.int} a0 = {self.offset(p.batch, 'lhs', 'gb')}, b0 = {self.offset(p.batch, 'rhs', 'gb')}, c0 = {self.offset(p.batch, 'out', 'gb')};",
+            "  " + " ".join(f"{acc} s{i} = 0;" for i in range(m)),
+            f"  for (int kt = 0; kt < {k}; kt += {depth}) {{",
+            f"    for (int e = item; e < {cols * depth}; e += {cols}) {{",
+            f"      const int kk = e % {depth}, rr = e / {depth}, kx = kt + kk, r = n0 + rr;",
+            f"      if (kx < {k} && r < {n}) tb[rr * {depth + 1} + kk] = {self.load('b', 'b0 + ' + self.offset(p.n, 'rhs', 'r') + ' + ' + self.offset(p.k, 'rhs', 'kx'))};",
+            "    }", "    barrier(CLK_LOCAL_MEM_FENCE);",
+            f"    const int kn = {k} - kt < {depth} ? {k} - kt : {depth};",
+            f"    if (s < {n}) for (int kk = 0; kk < kn; kk++) {{",
+            f"      const int kx = kt + kk; const {acc} y = tb[item * {depth + 1} + kk]; const {self.int} ka = a0 + {self.offset(p.k, 'lhs', 'kx')};",
+        ]
+        for i in range(m):
+            a = self.load("a", f"ka + {self.offset(p.m, 'lhs', str(i))}")
+            lines.append(f"      s{i} = {self.fma(a, 'y', f's{i}')};")
+        lines += ["    }", "    barrier(CLK_LOCAL_MEM_FENCE);", "  }", f"  if (s < {n}) {{"]
+        for i in range(m):
+            lines.append(f"    {{ const {self.int} at = c0 + {self.offset(p.m, 'out', str(i))} + {self.offset(p.n, 'out', 's')}; {self.store('at', f's{i}')} }}")
+        lines.append("  }")
+        return self.kernel("\n".join(lines) + "\n", (-(-n // cols) * cols, batch), (cols, 1))
+
     def blocked(self) -> Kernel:
         """A work-item computes `rows` x `cols`; per slice of k it packs the right operand once and runs down its rows, `mr` at a time."""
         p = self.p
@@ -219,8 +254,9 @@ class _Emitter:
         acc = self.acc
         lanes = max(4, min(16, self.caps.vector * 4 // (8 if acc == "double" else 4)))
         mr, nv = (8, 2) if lanes * (8 if acc == "double" else 4) >= 64 else (6, 2)
+        mr = min(mr, m)
         cols = lanes * nv
-        rows = mr * 8
+        rows = min(mr * 8, -(-m // mr) * mr)
         while rows > mr and batch * -(-m // rows) * -(-n // cols) < 4 * self.caps.units:
             rows -= mr
         depth = 128

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import math
 
-from ...compiler.ir.types import DType
+from ...compiler.ir.types import BufferType, DType
 
 MEMORY = {"f64": "double", "f32": "float", "f16": "half", "bf16": "ushort", "i64": "long", "i32": "int", "i16": "short", "i8": "char",
           "u64": "ulong", "u32": "uint", "u16": "ushort", "u8": "uchar", "bool": "uchar"}
@@ -22,6 +22,11 @@ INT32 = (-(1 << 31), (1 << 31) - 1)
 def narrow(dtype: DType) -> bool:
     """Floats kept in memory narrower than they are computed in."""
     return dtype.name in ("f16", "bf16")
+
+
+def span(t: BufferType) -> int:
+    """Elements of memory a buffer takes, its strides included."""
+    return 0 if 0 in t.shape else 1 + sum((n - 1) * s for n, s in zip(t.shape, t.element_strides))
 
 
 def literal(value, dtype: DType) -> str:

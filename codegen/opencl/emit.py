@@ -15,6 +15,7 @@ from ...compiler.ir.core import Block, Func, Module, Op, Value
 from ...compiler.ir.types import BufferType, DType
 from . import ctext, host
 from .contract import contract_kernel
+from .cooperative import GroupEmitter, group_width
 from .device import Caps
 from .kernel import Kernel, KernelEmitter, local_size
 from .library import SPEC_ULP_WITHOUT_FP64, Helpers
@@ -79,7 +80,11 @@ class _ModuleEmitter:
         return self.kernels[text]
 
     def constant(self, op: Op) -> int:
-        value = np.ascontiguousarray(op.attrs["value"], op.attrs["type"].dtype.numpy)
+        t: BufferType = op.attrs["type"]
+        value = np.ascontiguousarray(np.broadcast_to(np.asarray(op.attrs["value"], t.dtype.numpy).reshape(
+            t.shape if np.size(op.attrs["value"]) == t.numel else ()), t.shape))
+        if not _contiguous(t):
+            raise Unsupported(f"a constant of type {t}: constants are row-major")
         key = (value.dtype.str, value.shape, value.tobytes())
         if key not in self.constant_numbers:
             self.constant_numbers[key] = len(self.constants)
@@ -124,7 +129,7 @@ class _FuncEmitter:
         if not self.planned:
             for op in self.host_ops(self.f.body):
                 if op.name == "loop.alloc":
-                    self.frame_end += -(-op.result.type.nbytes // ALIGN) * ALIGN
+                    self.frame_end += _aligned(op.result.type)
         self.next_offset = 0
         steps = self.block(self.f.body)
         arena = int(planned) if self.planned else self.frame_end + self.callee_bytes
@@ -168,7 +173,7 @@ class _FuncEmitter:
         offset = op.attrs.get("offset")
         if offset is None:
             offset = self.next_offset
-            self.next_offset += -(-t.nbytes // ALIGN) * ALIGN
+            self.next_offset += _aligned(t)
         return host.Alloc(self.slot(op.result), int(offset), t.dtype.bytes)
 
     def op_constant(self, op: Op):
@@ -184,7 +189,9 @@ class _FuncEmitter:
     def op_parallel(self, op: Op):
         if not all(op.attrs["extents"]):
             return None
-        return self.launch(KernelEmitter(self.m.helpers, self.m.caps).parallel(op), self.hint(op))
+        width = group_width(op, self.m.caps)
+        emitter = GroupEmitter(self.m.helpers, self.m.caps, width) if width else KernelEmitter(self.m.helpers, self.m.caps)
+        return self.launch(emitter.parallel(op), self.hint(op))
 
     def op_contract(self, op: Op):
         kernel = contract_kernel(op, self.m.helpers, self.m.caps)
@@ -282,6 +289,10 @@ class _FuncEmitter:
             self.m.sites += kernel.sites
         self.m.launches.append(launch)
         return launch
+
+
+def _aligned(t: BufferType) -> int:
+    return -(-ctext.span(t) * t.dtype.bytes // ALIGN) * ALIGN
 
 
 def _contiguous(t: BufferType) -> bool:

@@ -10,7 +10,7 @@ from typing import Any
 
 from ...compiler.ir.core import Block, Loc, Op, Value
 from ...compiler.ir.dims import product
-from ...compiler.ir.types import BufferType, DType, ScalarType
+from ...compiler.ir.types import BufferType, DType
 from . import ctext, ranges
 from .ctext import ARGUMENT, MEMORY, REGISTER, narrow
 from .device import Caps
@@ -324,16 +324,16 @@ class KernelEmitter:
 
     def op_alloc(self, op: Op) -> None:
         t: BufferType = op.result.type
-        memory, v = MEMORY[t.dtype.name], op.result
+        memory, v, n = MEMORY[t.dtype.name], op.result, ctext.span(t)
         name = self.fresh("p")
-        if t.nbytes <= PRIVATE_LIMIT:
+        if n * t.dtype.bytes <= PRIVATE_LIMIT:
             if memory == "half":                       # no half arrays without fp16, only pointers to it
-                self.line(f"ushort {name}_[{max(t.numel, 1)}]; __private half *{name} = (__private half *){name}_;")
+                self.line(f"ushort {name}_[{max(n, 1)}]; __private half *{name} = (__private half *){name}_;")
             else:
-                self.line(f"{memory} {name}[{max(t.numel, 1)}];")
+                self.line(f"{memory} {name}[{max(n, 1)}];")
             self.spaces[v] = "__private"
         else:
-            self.line(f"__global {memory} *{name} = (__global {memory} *){self.scratch(t.nbytes)};")
+            self.line(f"__global {memory} *{name} = (__global {memory} *){self.scratch(n * t.dtype.bytes)};")
             self.spaces[v] = "__global"
         self.names[v] = name
 
@@ -407,7 +407,7 @@ class KernelEmitter:
         self.depth += 1
         self.block(body)
         for n, k, y, r in zip(names, kinds, yielded, op.results):
-            self.line(f"{n} = {combine(k, n, y, r.type.dtype, self)};")
+            self.line(f"{n} = {self.combined(k, n, y, r.type.dtype)};")
         self.depth -= 1
         self.line("}")
         for r, n, k in zip(op.results, names, kinds):
@@ -415,6 +415,13 @@ class KernelEmitter:
             self.names[r] = n
             if narrow(r.type.dtype) and k in ("add", "mul"):     # accumulated in f32, rounded once
                 self.declare(r, round_to(n, r.type.dtype, self.h))
+
+    def combined(self, kind: str, acc: str, y: Value, dtype: DType) -> str:
+        """The accumulator after one more value; a product added to a float sum is one fused multiply-add, as the loop IR allows."""
+        times = y.owner if isinstance(y.owner, Op) and y.owner.name == "scalar.mul" else None
+        if kind == "add" and dtype.name in ("f32", "f64") and times is not None:
+            return f"fma({self.x(times.operands[0])}, {self.x(times.operands[1])}, {acc})"
+        return combine_text(kind, acc, f"({self.wide(y)})" if dtype.name == "i64" else self.x(y), dtype, self.h)
 
     def op_if(self, op: Op) -> None:
         names = [self.fresh("c") for _ in op.results]
@@ -461,12 +468,8 @@ def identity(kind: str, dtype: DType):
     return {"add": 0, "mul": 1, "max": dtype.min, "min": dtype.max, "and": -1 if dtype.kind == "int" else dtype.max, "or": 0}[kind]
 
 
-def combine(kind: str, acc: str, y: Value, dtype: DType, k: KernelEmitter) -> str:
-    """The accumulator after one more value; a product added to a float sum is one fused multiply-add, as the loop IR allows."""
-    value = k.wide(y) if dtype.name == "i64" else k.x(y)
-    product_op = y.owner if isinstance(y.owner, Op) and y.owner.name == "scalar.mul" else None
-    if kind == "add" and dtype.name in ("f32", "f64") and product_op is not None:
-        return f"fma({k.x(product_op.operands[0])}, {k.x(product_op.operands[1])}, {acc})"
+def combine_text(kind: str, acc: str, value: str, dtype: DType, helpers: Helpers) -> str:
+    """Two partial results as one; sums and products of f16 and bf16 stay in f32."""
     if narrow(dtype) and kind in ("add", "mul"):
         return f"{acc} {'+' if kind == 'add' else '*'} {value}"
-    return scalar_expression(kind, dtype, {}, [acc, f"({value})"], ScalarType(dtype).dtype, k.h)
+    return scalar_expression(kind, dtype, {}, [acc, value], dtype, helpers)
