@@ -84,7 +84,7 @@ class Interpreter(Evaluator):
         return [to_numpy(a, self.shadow) for a in out]
 
     def to_device(self, array: np.ndarray) -> np.ndarray:
-        return np.ascontiguousarray(array)
+        return np.ascontiguousarray(array) if np.ndim(array) else np.asarray(array)
 
     def to_host(self, handle: np.ndarray) -> np.ndarray:
         return np.asarray(handle)
