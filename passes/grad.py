@@ -7,6 +7,7 @@ Control flow is in grad_control.py, the choice of what to keep in grad_residuals
 """
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
@@ -15,6 +16,7 @@ from ..compiler.diagnostics import error
 from ..compiler.ir.builder import Builder
 from ..compiler.ir.core import Block, Func, Module, Op, Value, clone_func, free_values, replace_uses, rewrite
 from ..compiler.ir.opdef import OPS
+from .decompose import expand
 from .grad_residuals import carry_over, choose
 from .util import callees_first, is_float, prune, span
 from .vmap import Batcher
@@ -23,8 +25,8 @@ from .vmap import Batcher
 @dataclass(frozen=True)
 class Grad:
     """Expands every autodiff.gradient and autodiff.vmap, callees first and in program order, so that each may be applied to the
-    other and gradients of gradients work; then removes autodiff.watch, tensor.stop_gradient and autodiff.custom. Valid IR before
-    (no learn.* ops, nn.* decomposed) and after.
+    other and gradients of gradients work; then removes autodiff.watch, tensor.stop_gradient and autodiff.custom, and
+    decomposes the nn.* ops that have gradient rules. Valid IR before (no learn.* ops; `decompose` has run) and after.
 
     Differentiating a call makes `@f.fwd` (results and what is kept for later) and `@f.bwd`, shared by all calls of f that
     differentiate the same arguments and results. Exact: every other result keeps its bits.
@@ -39,6 +41,8 @@ class Grad:
             for f in callees_first(module):
                 d.expand(f.body, [])
             for f in module.funcs.values():
+                if any(OPS[op.name].decompose for op in f.walk()):
+                    rewrite(f.body, expand)
                 rewrite(f.body, _remove_markers)
         return module
 
@@ -231,5 +235,8 @@ def _derived_attrs(attrs: dict) -> dict:
 
 
 def _not_differentiable(op: Op, reason: str):
-    return error(span(op.loc), f"cannot differentiate through {op.name}: {reason.removeprefix('not differentiable: ')}",
-                 hint="if its input is to count as a constant, wrap it: stop_gradient(...)")
+    hint = "if its input is to count as a constant, wrap it: stop_gradient(...)"
+    if op.name == "scf.while":
+        hint = "a `scan` of fixed length is differentiable; " + hint
+    reason = re.sub(r"^not differentiable[^:]*: ", "", reason)
+    return error(span(op.loc), f"cannot differentiate through {op.name}: {reason}", hint=hint)

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Collection, Iterable
 
-from ..compiler.ir.core import Block, Op, Value
+from ..compiler.ir.core import Block, Op, Value, uses
 from ..compiler.ir.opdef import OPS
 from .util import nbytes
 
@@ -49,6 +49,8 @@ def choose(needed: Iterable[Value], body: Block, sources: Collection[Value]) -> 
             graph.edge(("out", v), "sink", None)
     reach = graph.sink_side()
     cut = {v for v in index if ("in", v) not in reach and ("out", v) in reach}
+    readers = uses(body)
+    cut = {_unmoved(v, own, readers) for v in cut}
     # From the needed values back to the cut: those ops are computed again.
     again: set[Op] = set()
     stack = [v for v in needed if v in index]
@@ -61,6 +63,19 @@ def choose(needed: Iterable[Value], body: Block, sources: Collection[Value]) -> 
     kept = [a for a in body.args if a in cut]
     kept += [r for op in body.ops for r in op.results if r in cut]
     return kept, [op for op in body.ops if op in again]
+
+
+def _unmoved(v: Value, own: set[Op], readers: dict[Value, list[Op]]) -> Value:
+    """v, or what it is a reshape of, or a transpose of where only contractions read it (they read through it): the same bytes,
+    without a copy."""
+    while isinstance(v.owner, Op) and v.owner in own:
+        op = v.owner
+        free = op.name == "tensor.reshape" or (op.name == "tensor.transpose" and all(r.name == "tensor.dot_general" for r in readers.get(v, ())))
+        u = op.operands[0] if free else None
+        if u is None or not isinstance(u.owner, Op) or u.owner not in own:
+            return v
+        v = u
+    return v
 
 
 def carry_over(needed: Iterable[Value], kept: Collection[Value], again: Iterable[Op]) -> set[Value]:

@@ -188,7 +188,7 @@ def _dims(r, b, op):
     return _each(r, b, op, dims=[d + 1 for d in op.attrs["dims"]])
 
 
-@rule("concat", "argmax", "argmin", "cumsum", "cumprod", "sort", "take_along", "put_along_add")
+@rule("concat", "argmax", "argmin", "cumsum", "cumprod", "sort", "take_along", "put_along_add", "nn.softmax", "nn.log_softmax")
 def _dim(r, b, op):
     return _each(r, b, op, dim=op.attrs["dim"] + 1)
 
@@ -210,8 +210,8 @@ def _same(r, b, op):
     return _each(r, b, op)
 
 
-@rule("random.fold_in")
-def _fold_in(r, b, op):
+@rule("random.fold_in", "nn.cross_entropy")
+def _all_on(r, b, op):
     return _each(r, b, op)
 
 

@@ -1,4 +1,5 @@
-"""Neural-network rows: each is defined by a decomposition into base ops, applied by the pass `decompose` before differentiation.
+"""Neural-network rows: each is defined by a decomposition into base ops, applied by the pass `decompose` before differentiation
+(or, where the row has a gradient rule of its own because it is cheaper than that of the expansion, after it).
 
 The interpreter has semantics of its own for them, so a wrong decomposition shows. A row belongs here when its direct form says
 more than the expansion (numerically or to a reader); everything else is written in the language or in the prelude.
@@ -14,8 +15,8 @@ from .common import FRONT, S, count, need, norm_dims, row, tensor
 DECOMPOSED = "decomposed into base ops before differentiation"
 
 
-def nn(name, doc, operands, infer, decompose, **kw):
-    row("nn." + name, doc, operands, infer, DECOMPOSED, stages=FRONT, decompose=decompose, **kw)
+def nn(name, doc, operands, infer, decompose, grad=DECOMPOSED, **kw):
+    row("nn." + name, doc, operands, infer, grad, stages=FRONT, decompose=decompose, **kw)
 
 
 def _float(types, attrs, regions):
@@ -72,9 +73,21 @@ def _log_softmax(b, op):
     return [b.sub(z, b.broadcast(b.log(b.sum(b.exp(z), [d], keepdim=True)), x.type.shape))]
 
 
-nn("softmax", "exp(x) / sum(exp(x)) along dim, computed without overflow.", "x", _dims, _softmax, attrs={"dim": "int"}, exact=False, ulp=16,
+def _softmax_grad(b, op, dys):
+    # dx = y (g - sum(g y)): needs the result only
+    y, g, d = op.results[0], dys[0], op.attrs["dim"]
+    return [b.mul(y, b.sub(g, b.broadcast(b.sum(b.mul(g, y), [d], keepdim=True), y.type.shape)))]
+
+
+def _log_softmax_grad(b, op, dys):
+    # dx = g - exp(y) sum(g)
+    y, g, d = op.results[0], dys[0], op.attrs["dim"]
+    return [b.sub(g, b.mul(b.exp(y), b.broadcast(b.sum(g, [d], keepdim=True), y.type.shape)))]
+
+
+nn("softmax", "exp(x) / sum(exp(x)) along dim, computed without overflow.", "x", _dims, _softmax, _softmax_grad, attrs={"dim": "int"}, exact=False, ulp=16,
    example="%y = nn.softmax(%x) {dim = 1} : f32[3,5]", samples=[S(("f32[3,5]", -4, 4), dim=1), S(("f32[3,5]", -4, 4), dim=0)])
-nn("log_softmax", "log(softmax(x)) along dim, accurate where softmax underflows.", "x", _dims, _log_softmax, attrs={"dim": "int"}, exact=False, ulp=16,
+nn("log_softmax", "log(softmax(x)) along dim, accurate where softmax underflows.", "x", _dims, _log_softmax, _log_softmax_grad, attrs={"dim": "int"}, exact=False, ulp=16,
    example="%y = nn.log_softmax(%x) {dim = 1} : f32[3,5]", samples=[S(("f32[3,5]", -4, 4), dim=1)])
 
 
@@ -115,8 +128,18 @@ def _ce(b, op):
     return [b.sub(lse, at)]
 
 
+def _ce_grad(b, op, dys):
+    # dx = (softmax(x) - one_hot(target)) g: nothing but the logits is kept, nothing is scattered
+    x, y = op.operands
+    d = x.type.rank - 1
+    p = b.op("nn.softmax", [x], {"dim": d}).result
+    at = b.broadcast(b.cast(y, i64), x.type.shape, range(d))
+    hot = b.cast(b.compare("eq", at, b.iota(x.type.shape, d)), x.type.dtype)
+    return [b.mul(b.sub(p, hot), b.broadcast(dys[0], x.type.shape, range(d))), None]
+
+
 nn("cross_entropy", "-log softmax(logits)[target] along the last dim, one value per target; an index out of range is a run-time error.",
-   "logits target", _ce_infer, _ce, exact=False, ulp=16, example="%l = nn.cross_entropy(%x, %y) : f32[3]",
+   "logits target", _ce_infer, _ce, _ce_grad, exact=False, ulp=16, example="%l = nn.cross_entropy(%x, %y) : f32[3]",
    samples=[S(("f32[3,5]", -4, 4), ("i64[3]", 0, 4)), S(("f32[2,3,5]", -4, 4), ("i32[2,3]", 0, 4))])
 
 

@@ -1,0 +1,83 @@
+"""Whole pipelines on differentiated programs: no pass changes a result, every stage prints and parses, all under the verifier."""
+import numpy as np
+import pytest
+from engram.compiler.driver import PassChecker
+from engram.compiler.ir import Module, i64
+from engram.compiler.ir.core import clone_module
+from engram.compiler.ir.parser import parse_module
+from engram.compiler.ir.printer import print_module
+from engram.compiler.pass_manager import Options, run
+from engram.compiler.pipelines import learning, optimising
+from engram.interp.interpreter import Interpreter
+from test_grad import T, add_gradient, branchy, func, mlp, rnn, total
+
+
+def second_order():
+    m = Module()
+    mlp(m)
+    add_gradient(m, "loss")
+    types = [a.type for a in m.funcs["loss"].args]
+    results = [a.type for a in m.funcs["loss"].args]
+
+    def f(b, *args):
+        gs = b.op("func.call", args, {"callee": "loss.grad", "result_types": results}).results
+        out = total(b, b.mul(gs[0], gs[0]))
+        for g in gs[1:]:
+            out = b.add(out, total(b, b.mul(g, g)))
+        return out
+
+    func(m, "penalty", types, f)
+    add_gradient(m, "penalty")
+    return m, "penalty.grad"
+
+
+def recurrent():
+    m = Module()
+    func(m, "f", [T(4, 2, 3), T(3, 2), T(2, 2), T(2), T(2, 2)], lambda b, *a: total(b, rnn(b, m, *a)[1]))
+    add_gradient(m, "f")
+    return m, "f.grad"
+
+
+def classifier():
+    m = Module()
+
+    def f(b, x, w, v):
+        h = b.op("nn.gelu", [dot(b, x, w)], {"approximate": "none"}).result
+        p = b.op("nn.log_softmax", [dot(b, h, v)], {"dim": 1}).result
+        y = b.constant(np.array([1, 0, 2]), T(3, dtype=i64))
+        loss = b.op("nn.cross_entropy", [p, y]).result
+        return b.add(total(b, loss), total(b, b.op("nn.softmax", [h], {"dim": 0}).result))
+
+    func(m, "f", [T(3, 4), T(4, 5), T(5, 3)], f)
+    add_gradient(m, "f")
+    return m, "f.grad"
+
+
+def dot(b, x, y):
+    return b.op("tensor.dot_general", [x, y], {"lhs_batch": [], "rhs_batch": [], "lhs_contract": [1], "rhs_contract": [0]}).result
+
+
+def branching():
+    m = Module()
+
+    def f(b, x, w):
+        p, q = branchy(b, m, x, w)
+        return b.mul(total(b, p), q)
+
+    func(m, "f", [T(3), T(3)], f)
+    add_gradient(m, "f")
+    return m, "f.grad"
+
+
+@pytest.mark.parametrize("make", [second_order, recurrent, classifier, branching])
+def test_no_pass_changes_a_result(make):
+    m, entry = make()
+    m.attrs.update(entries=[entry], stage="nn")
+    derived = run(clone_module(m), learning())
+    out = run(clone_module(derived), optimising(), Options(check=PassChecker()))
+    text = print_module(out)
+    assert print_module(parse_module(text)) == text
+    rng = np.random.default_rng(0)
+    args = [rng.normal(size=a.type.shape) for a in out.funcs[entry].args]
+    for a, b in zip(*(Interpreter(k).call(entry, [x.copy() for x in args]) for k in (derived, out))):
+        np.testing.assert_array_equal(a, b)
