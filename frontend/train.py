@@ -213,9 +213,26 @@ class _Builder:
                 if isinstance(item, A.StateDecl):
                     self.declare_state(item, inner)
                     continue
+                if run.measuring:
+                    self.losses_in_branches(run, item, inner)
                 inner, _ = el.step(item, inner)
                 if not run.measuring:
                     run.note_versions(el, seal=True)
+
+    def losses_in_branches(self, run: StepRun, item: A.Node, scope: Scope) -> None:
+        """When measuring, losses minimized in some steps only, `if step % 2 == 0 { minimize .. }`, are evaluated all the same."""
+        if not isinstance(item, A.ExprStmt) or not isinstance(item.value, A.If) or not any(isinstance(n, A.Minimize) for n in A.walk(item)):
+            return
+        branch = item.value
+        while branch is not None:
+            block = branch.then if isinstance(branch, A.If) else branch
+            before = dict(run.frame.cells)
+            try:
+                self.el.run_block(block.stmts, Scope(scope))
+            except Poisoned:
+                pass
+            run.frame.cells = before | {c: run.frame.cells[c] for c in run.losses if c in run.frame.cells}
+            branch = branch.orelse if isinstance(branch, A.If) else None
 
     def declare_state(self, item: A.StateDecl, scope: Scope) -> None:
         """`state h: f32[batch, 256] = 0`: lives from step to step; a measure has its own, from its initial value."""

@@ -122,7 +122,7 @@ def check_unused(el: Elaborator, block: A.Train, places: dict[str, Span], scope:
     used = {n.id for item in block.items for n in A.walk(item) if isinstance(n, A.Name)
             and not any(n is s for s in _targets(block.items))}
     for name, span in places.items():
-        if name in DEFAULTS or name in used or name == "data" or isinstance(scope.names.get(name), LoadedData):
+        if name in DEFAULTS or name in used or isinstance(scope.names.get(name), LoadedData | LayerInstance | list):
             continue
         near = did_you_mean(name, DEFAULTS)
         el.fail(span, f"unknown setting `{name}`, and nothing uses it",

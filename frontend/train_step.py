@@ -167,6 +167,7 @@ class StepRun:
         self.measures: list[tuple[str, Value]] = []
         self.versions: dict[Value, Cell] = {}                  # every value that a parameter has had in this step
         self.stash: dict[Cell, Value] = {}                     # signals of the model's implicit call
+        self.counted: list[A.Minimize] = []                    # those whose loss is recorded
         self.learns = 0                                        # learn and minimize statements seen
 
     @property
@@ -268,6 +269,9 @@ def params_of(el: Elaborator, node: A.Expr, scope: Scope) -> list[Slot]:
 def minimize(el: TrainElaborator, s: A.Minimize, scope: Scope) -> object:
     run = el.run
     run.learns += 1
+    if run.measuring and any(s is x for x in run.counted):                         # in a branch: evaluated before
+        return UNIT
+    run.counted.append(s)
     loss = scalar_loss(el, s.loss, scope)
     record_loss(el, loss, s.loss.span)
     if run.measuring:
