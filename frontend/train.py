@@ -13,7 +13,7 @@ from ..compiler.diagnostics import CompileError, Diagnostic, Span, did_you_mean,
 from ..compiler.ir import Loc, Module, TensorType, Value, i64, u64
 from ..compiler.ir.types import dtype_of
 from . import ast as A
-from . import rule_statements, train_learn  # noqa: F401  (their statements)
+from . import evaluate, rule_statements, train_learn  # noqa: F401  (expressions and statements)
 from .calls import make_func
 from .elaborator import deep_recursion
 from .frame import Frame
