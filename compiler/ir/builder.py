@@ -36,7 +36,7 @@ class Builder:
         if isinstance(value, np.ndarray):
             if value.shape != tuple(type.shape):
                 raise TypeMismatch(f"constant of shape {value.shape} for {type}")
-            return self.op("tensor.constant", (), {"value": np.ascontiguousarray(value, type.dtype.numpy), "type": type}).result
+            return self.op("tensor.constant", (), {"value": np.array(value, type.dtype.numpy, order="C"), "type": type}).result
         return self.op("tensor.constant", (), {"value": _plain(value, type.dtype), "type": type}).result
 
     def index(self, value: int) -> Value:

@@ -1,6 +1,8 @@
 """Rows that make or move data without computing: constants, reshapes, broadcasts, slices, pads, concatenation."""
 from __future__ import annotations
 
+import numpy as np
+
 from ..ir.dims import maybe_equal, product
 from ..ir.types import TensorType, f32, i64
 from .common import S, count, need, norm_dims, row, tensor
@@ -9,7 +11,9 @@ NO_INPUT = "it has no inputs"
 
 
 def _constant(types, attrs, regions):
-    return [attrs["type"]]
+    t, value = attrs["type"], attrs["value"]
+    need(not isinstance(value, np.ndarray) or value.shape == tuple(t.shape), f"{t} holds an array of another shape: {getattr(value, 'shape', None)}")
+    return [t]
 
 
 row("tensor.constant", "A constant: one number for all elements (splat) or an ndarray of the type's shape.", "", _constant, NO_INPUT,
