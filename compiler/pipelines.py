@@ -34,6 +34,7 @@ def optimising() -> list:
     from ..passes.cse import Cse
     from ..passes.dce import Dce
     from ..passes.fold import Fold
+    from ..passes.hoist import Hoist
     from ..passes.inline import Inline
     return [
         Dce(),                   # gradients leave unused forward values
@@ -41,6 +42,7 @@ def optimising() -> list:
         Canonicalize(),
         Fold(evaluate_op),       # the interpreter's evaluator: folding is the definition itself
         Cse(),
+        Hoist(),                 # after merging: products of a scan's inputs leave the loop once
         Canonicalize(),          # merging shows new identities
         Dce(),
     ]

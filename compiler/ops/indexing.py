@@ -74,6 +74,7 @@ def _scatter_add(types, attrs, regions):
     count(3, types)
     x, i, u, d = tensor(types[0]), _index(types[1], 1), tensor(types[2], 2), attrs["dim"]
     need(0 <= d < x.rank and u.dtype is x.dtype and u.shape == x.shape[:d] + i.shape + x.shape[d + 1:], f"cannot add {u} at {i} into {x} along dim {d}", 2)
+    need(not x.dtype.is_bool, f"expected numbers, got {x}", 0)
     return [x]
 
 
@@ -113,6 +114,7 @@ def _put_along(types, attrs, regions):
     x, i, u = tensor(types[0]), _index(types[1], 1), tensor(types[2], 2)
     _along(x, i, attrs["dim"])
     need(u.dtype is x.dtype and u.shape == i.shape, f"expected updates {x.with_shape(i.shape)}, got {u}", 2)
+    need(not x.dtype.is_bool, f"expected numbers, got {x}", 0)
     return [x]
 
 

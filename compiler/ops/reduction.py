@@ -84,6 +84,7 @@ for _n, _w in (("max", "largest"), ("min", "smallest")):
 def _cum(types, attrs, regions):
     count(1, types)
     need(0 <= attrs["dim"] < tensor(types[0]).rank, f"dim {attrs['dim']} out of range for {types[0]}", 0)
+    need(not types[0].dtype.is_bool, f"expected numbers, got {types[0]}", 0)
     return [types[0]]
 
 
