@@ -36,6 +36,7 @@ class Elements:
         self.needs: dict[Op, set[Op]] = {}
         self.rows: dict[Value, tuple] = {}       # values kept in a private row buffer: (buffer, the row's index)
         self.partial: dict[Value, Callable[[Index], Value]] = {}   # values with a special source (second stage of a split reduction)
+        self.active: set[Op] = set()             # reductions being generated
         self.reductions: list[Op] = []           # reductions of this kernel that may be computed together with an equal-shaped one
 
     def at(self, v: Value, index: Index) -> Value:
@@ -462,8 +463,11 @@ def _reduce(g, op, index):
     if x.type.numel == 0:
         return k.constant(identity(op), dtype)
     at = k.resolve(index, op.result.type.shape)
-    ops = [op] + [o for o in g.reductions if o is not op and _joint(g, o, op) and g.key(o.result, index) not in g.memo]
-    dims = op.attrs["dims"]
+    ops, dims = [op], op.attrs["dims"]
+    for o in g.reductions:                             # others over the same range share the loop
+        if o not in g.active and all(_joint(g, o, p) for p in ops) and not any(g.depends(o, a) for a in g.active) and g.key(o.result, index) not in g.memo:
+            ops.append(o)
+    g.active.update(ops)
 
     def body(ivs):
         full, kept, red = [], iter(at), iter(ivs)
@@ -476,6 +480,7 @@ def _reduce(g, op, index):
         return out
 
     results = g.reduce_nest(k.scope_of(at), [x.type.shape[d] for d in dims], [reducer(o) for o in ops], body, op.loc)
+    g.active.difference_update(ops)
     results = [g.cast(r, o.result.type.dtype) for o, r in zip(ops, results)]
     for o, r in zip(ops[1:], results[1:]):
         g.memo[g.key(o.result, index)] = r
@@ -484,7 +489,7 @@ def _reduce(g, op, index):
 
 def _joint(g: Elements, other: Op, op: Op) -> bool:
     """Whether `other` runs over the same range as op and neither needs the other's result."""
-    if other.operands[0].type.shape != op.operands[0].type.shape or other.attrs["dims"] != op.attrs["dims"]:
+    if other is op or other.operands[0].type.shape != op.operands[0].type.shape or other.attrs["dims"] != op.attrs["dims"]:
         return False
     return not g.depends(other, op) and not g.depends(op, other)
 

@@ -184,4 +184,5 @@ def agree(row, args, got, want):
             assert_close(g, w, bits_exact=True, what=row.name)
         else:
             scale = max([1.0] + [float(np.max(np.abs(a.astype(np.float64)), initial=0)) for a in args if dtype_of(a.dtype).is_float])
-            assert_close(g, w, ulp=max(row.ulp, 1), atol=max(row.ulp, 2) * eps(dt) * scale / 2, what=row.name)
+            terms = 1 if row.elementwise else max((a.size for a in args), default=1)      # what a sum may have: n * eps * |x|
+            assert_close(g, w, ulp=max(row.ulp, 1), atol=max(row.ulp, 2) * eps(dt) * scale * terms / 2, what=row.name)

@@ -1,0 +1,115 @@
+"""Generated data flow: random graphs of base ops, fused and lowered, against the interpreter. Donated arguments included."""
+import numpy as np
+import pytest
+from engram.compiler.ir import Func, Module, TensorType, bool_, f32, i64
+from engram.compiler.ir.builder import Builder
+from engram.compiler.ir.verifier import verify
+from lowering_cases import check
+
+UNARY = ["neg", "abs", "exp", "tanh", "sqrt", "log", "floor"]
+
+
+class Generator:
+    """Random ops over a pool of values; f32 results are kept in about -1..1."""
+
+    def __init__(self, seed: int):
+        self.rng = np.random.default_rng(seed)
+        shapes = [(3, 4), (2, 3, 4), (4,), (3,), (), (12,), (6, 4), (1, 4), (20, 30)]
+        n = int(self.rng.integers(2, 6))
+        self.types = [TensorType(f32, shapes[self.rng.integers(len(shapes))]) for _ in range(n)]
+        self.func = Func("f", self.types)
+        self.b = Builder(self.func.body)
+        self.pool = list(self.func.args)
+
+    def pick(self, test=lambda v: True):
+        found = [v for v in self.pool if test(v)]
+        return found[self.rng.integers(len(found))] if found else None
+
+    def floats(self):
+        return self.pick(lambda v: v.type.dtype is f32)
+
+    def step(self):
+        b, rng = self.b, self.rng
+        x = self.floats()
+        kind = rng.integers(17)
+        rank, shape = x.type.rank, x.type.shape
+        d = int(rng.integers(rank)) if rank else 0
+        if kind <= 2:
+            name = UNARY[rng.integers(len(UNARY))]
+            return b.tanh(x) if name in ("tanh", "exp") and rng.integers(2) else \
+                getattr(b, name)(b.abs(b.tanh(x)) if name == "sqrt" else b.add(b.abs(x), 1.0) if name == "log" else b.tanh(x) if name == "exp" else x)
+        if kind <= 5:
+            y = self.pick(lambda v: v.type == x.type)
+            return getattr(b, ["add", "sub", "mul", "max", "min"][rng.integers(5)])(x, y)
+        if kind == 6:
+            y = self.pick(lambda v: v.type == x.type)
+            return b.select(b.compare(["lt", "ge"][rng.integers(2)], x, y), x, b.neg(y))
+        if kind == 7:
+            target = [(3, 4), (2, 3, 4), (6, 4), (5, 3), (20, 30)][rng.integers(5)]
+            for start in range(len(target) - rank + 1):
+                if all(n in (1, m) for n, m in zip(shape, target[start:])):
+                    return b.broadcast(x, target, range(start, start + rank))
+            return None
+        if kind == 8:
+            return b.reshape(x, [(x.type.numel,), (x.type.numel, 1), (1, *shape)][rng.integers(3)]) if x.type.numel != 12 \
+                else b.reshape(x, [(12,), (3, 4), (2, 6)][rng.integers(3)])
+        if kind == 9 and rank > 1:
+            return b.transpose(x, [int(p) for p in rng.permutation(rank)])
+        if kind == 10 and rank:
+            n = shape[d]
+            lo = int(rng.integers(n))
+            start, limit = [0] * rank, list(shape)
+            start[d], limit[d] = lo, int(rng.integers(lo + 1, n + 1))
+            return b.op("tensor.slice", [x], {"start": start, "limit": limit, "stride": [1] * rank}).result
+        if kind in (11, 12) and rank:
+            dims = sorted(int(v) for v in rng.choice(rank, rng.integers(1, rank + 1), replace=False))
+            return b.tanh(b.reduce(["sum", "max", "min"][rng.integers(3)], x, dims))
+        if kind == 13 and rank:
+            m = b.reduce("max", x, [rank - 1], keepdim=True)
+            e = b.exp(b.sub(x, b.broadcast(m, shape)))
+            return b.div(e, b.broadcast(b.reduce("sum", e, [rank - 1], keepdim=True), shape))
+        if kind == 14 and rank == 2:
+            y = self.pick(lambda v: v.type.dtype is f32 and v.type.rank == 2 and v.type.shape[0] == shape[1])
+            if y is not None:
+                return b.tanh(b.op("tensor.dot_general", [x, y], {"lhs_batch": [], "rhs_batch": [], "lhs_contract": [1], "rhs_contract": [0]}).result)
+        if kind == 15 and rank:
+            i = b.op("tensor.argmax", [x], {"dim": d}).result
+            return b.tanh(b.cast(i, f32))
+        if kind == 16 and rank:
+            i = b.iota(shape[:d] + (1,) + shape[d + 1:], d)
+            u = b.broadcast(b.constant(0.5, TensorType(f32)), i.type.shape, [])
+            name = ["tensor.take_along", "tensor.put_along_add"][rng.integers(2)]
+            return b.op(name, [x, i] + ([u] if name.endswith("add") else []), {"dim": d}).result
+        return None
+
+    def module(self) -> Module:
+        for _ in range(int(self.rng.integers(4, 22))):
+            v = self.step()
+            if v is not None:
+                self.pool.append(v)
+        made = [v for v in self.pool if v.owner is not self.func.body] or [self.b.neg(self.pool[0])]
+        results = [made[-1]] + [made[self.rng.integers(len(made))] for _ in range(self.rng.integers(0, 4))]
+        donate, free = [], list(range(len(self.types)))
+        for r, v in enumerate(results):
+            a = next((a for a in free if self.types[a] == v.type), None)
+            if a is not None and self.rng.integers(3):
+                donate.append([a, r])
+                free.remove(a)
+        self.b.op("func.return", results)
+        self.func.result_types = [v.type for v in results]
+        self.func.attrs["donate"] = donate
+        m = Module([self.func], {"stage": "tensor", "entries": ["f"]})
+        verify(m)
+        assert not any(v.type.dtype in (bool_, i64) for v in results)
+        return m
+
+
+@pytest.mark.parametrize("block", range(6))
+def test_generated_graphs(block):
+    for seed in range(block * 20, block * 20 + 20):
+        m = Generator(seed).module()
+        for fuse in (True, False):
+            try:
+                check(m, fuse, seed=seed, tol=1e-4)
+            except Exception as e:
+                raise AssertionError(f"seed {seed}, fuse={fuse}: {type(e).__name__}: {e}") from e
