@@ -1,0 +1,658 @@
+"""What the rest of Engram asks of the front end: check a program, elaborate a function, a layer's call, its initial values.
+
+Every `elaborate_*` gives an `Elaborated`: an IR module at stage "nn" with one entry function, and what its arguments and results
+are.  Nothing here knows of training; see train.py.
+"""
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from ..compiler.diagnostics import CompileError, Diagnostics, Span, did_you_mean, error
+from ..compiler.ir import Dim, Module, TensorType, Value, i64
+from . import ast as A
+from . import evaluate  # noqa: F401
+from .calls import bind_signature, call, finish, is_key, make_func, place_errors, run_body
+from .derivatives import gradient, jvp, vjp
+from .elaborator import Elaborator, deep_recursion
+from .frame import KEY, Frame
+from .layers import instantiate as make_layer
+from .program import Program
+from .signature import Signature, source_text
+from .tensors import as_tensor, is_weak
+from .trees import flatten, leaf_names
+from .values import (
+    MISSING,
+    CallArgs,
+    FnValue,
+    LayerClass,
+    LayerInstance,
+    Poisoned,
+    Slot,
+    Tree,
+    Undecidable,
+    type_text,
+)
+from .values import (
+    Value as _Value,
+)
+
+NOWHERE = Span("<call>", 1, 1, 1, 2)
+INDEX = TensorType(i64)
+
+
+@dataclass
+class Info:
+    """One argument or result of an entry function.  kind: "param" | "state" | "cache" (path as in the layer's slots), "arg", "key",
+    "result"."""
+
+    kind: str
+    name: str
+    type: TensorType
+    slot: Slot | None = None
+
+
+@dataclass
+class Elaborated:
+    """A module with an entry function.  `structure` is the result's shape as a value: see `pack`."""
+
+    module: Module
+    entry: str
+    args: list[Info]
+    results: list[Info]
+    structure: tuple
+    warnings: list = field(default_factory=list)
+
+    def pack(self, arrays: list) -> object:
+        """The results proper (without new states) in the structure the program gave them: a tuple for a tuple, a dict path -> array
+        for a layer's values, one array for one tensor."""
+        return _pack(self.structure, iter(arrays))
+
+
+def _pack(spec: tuple, it) -> object:
+    kind = spec[0]
+    if kind == "v":
+        return next(it)
+    if kind == "s":
+        return spec[1] if not isinstance(spec[1], LayerInstance) else None
+    if kind == "tree":
+        paths = {s: p for p, s in spec[1].cells}
+        return {paths[s]: next(it) for s in spec[2]}
+    items = [_pack(s, it) for s in spec[1]]
+    return tuple(items) if kind == "t" else items
+
+
+@dataclass
+class SlotInfo:
+    """A parameter, state or cache of a layer instance.  `type` is None for a cache whose dims a call fixes."""
+
+    path: str
+    type: TensorType | None
+    kind: str
+    slot: Slot
+
+
+@dataclass
+class Signature_:
+    """A top-level function for people and for binding by name: parameter names, written types (None: a compile-time value)."""
+
+    name: str
+    params: list[tuple[str, str | None, bool]]               # name, type text, has a default
+    result: str | None
+    span: Span
+
+
+# ---- looking at programs ----------------------------------------------------------------------------------------------
+
+def functions(program: Program) -> dict[str, Signature_]:
+    """The top-level functions of the main file."""
+    return {name: Signature_(name, [(p.name, source_text(p.type) if p.type else None, p.default is not None or is_key(p)) for p in d.params],
+                             source_text(d.result) if d.result else None, d.name_span)
+            for name, d in program.functions.items()}
+
+
+def find(program: Program, name: str, kind: type, what: str) -> object:
+    """A top-level value of the program (or of what it imports)."""
+    v = program.scope.lookup(name)
+    if not isinstance(v, kind):
+        names = [n for n, i in program.main.items.items() if isinstance(i, A.FnDef if kind is FnValue else A.Layer)]
+        near = did_you_mean(name, names)
+        raise error(None, f"{program.file}: there is no {what} `{name}`",
+                    hint=f"did you mean `{near}`?" if near else f"it has: {', '.join(names)}" if names else None)
+    return v
+
+
+# ---- entry functions --------------------------------------------------------------------------------------------------
+
+def _run(el: Elaborator, body: Callable[[], object]) -> object:
+    """Runs one elaboration step with room to recurse; raises all diagnostics there are."""
+    try:
+        with deep_recursion():
+            out = body()
+    except CompileError as e:
+        el.diags.extend(e)
+        out = None
+    except Poisoned:
+        out = None
+    el.finish()
+    return out
+
+
+def _entry(el: Elaborator, frame: Frame, name: str, value: object, args: list[tuple[Info, Value]], slots: list[tuple[str, Slot]],
+           span: Span | None) -> Elaborated:
+    """Closes an entry: cells first, then the arguments, then the key."""
+    spec, results = flatten(_concrete(el, value, span or NOWHERE))
+    infos: list[Info] = []
+    values: list[Value] = []
+    known = {s for _, s in slots}
+    for path, s in slots:
+        v = frame.arg_cells.get(s)
+        if v is None and s.kind != "cache":
+            v = frame.take_argument(s, s.type, path)
+        if v is not None:
+            v.name = path
+            infos.append(Info(s.kind, path, v.type, s))
+            values.append(v)
+    for c in [*frame.arg_cells, *frame.cells]:
+        if c not in known:
+            raise AssertionError(f"{name} uses {c}, which is not an argument")
+    for info, v in args:
+        infos.append(info)
+        values.append(v)
+    if frame.key_is_argument:
+        infos.append(Info("key", "key", KEY))
+        values.append(frame.key)
+    outs = [Info("result", n, v.type) for n, v in zip(leaf_names(spec, "out"), results)]
+    written = [(p, s) for p, s in slots if s in frame.cells]
+    outs += [Info(s.kind, p, frame.cells[s].type, s) for p, s in written]
+    func = make_func(el, frame, name, values, [*results, *[frame.cells[s] for _, s in written]], span,
+                     {"result_names": [o.name for o in outs]})
+    el.module.attrs["entries"].append(func.name)
+    return Elaborated(el.module, func.name, infos, outs, spec, el.diags.warnings)
+
+
+def _concrete(el: Elaborator, value: object, span: Span) -> object:
+    """The value of an entry: a layer stands for its parameters, numbers for tensors where a tuple mixes them."""
+    if isinstance(value, LayerInstance):
+        return Tree(value, {s: el.read(s, None, span) for _, s in value.params})
+    if isinstance(value, tuple | list):
+        return type(value)(_concrete(el, v, span) for v in value)
+    if is_weak(value):
+        return as_tensor(el.b(span), value)
+    return value
+
+
+def _arguments(frame: Frame, names: list[str], given: list[object]) -> tuple[list[object], list[tuple[Info, Value]], list[tuple[str, LayerInstance]]]:
+    """Values for given arguments: a TensorType becomes an argument of the entry, tuples of them too; the rest stays."""
+    infos: list[tuple[Info, Value]] = []
+    layers: list[tuple[str, LayerInstance]] = []
+
+    def make(v: object, name: str) -> object:
+        if isinstance(v, TensorType):
+            x = Value(v, frame.block, name)
+            infos.append((Info("arg", name, v), x))
+            return x
+        if isinstance(v, tuple | list):
+            return type(v)(make(x, f"{name}.{i}") for i, x in enumerate(v))
+        if isinstance(v, LayerInstance):
+            layers.append((name, v))
+        if isinstance(v, dict):
+            raise TypeError("a dict is no argument of a function")
+        return v
+
+    return [make(v, n) for n, v in zip(names, given)], infos, layers
+
+
+def _slots_of(layers: list[tuple[str, LayerInstance]], prefix: bool = True) -> list[tuple[str, Slot]]:
+    out: dict[Slot, str] = {}
+    for name, inst in layers:
+        for path, s in inst.cells:
+            out.setdefault(s, f"{name}.{path}" if prefix else path)
+    return [(p, s) for s, p in out.items()]
+
+
+def _bind(program: Program | None, fn: FnValue, args, kwargs: dict | None, what: str) -> tuple[list[str], list[object]]:
+    """Names and values of the given arguments, in order; wrong counts and names are diagnostics that name them."""
+    params = fn.decl.params
+    args = list(args)
+    names = [p.name for p in params]
+    if len(args) > len(params):
+        raise error(fn.decl.span.start(), f"{what} takes {len(params)} argument{'s' if len(params) != 1 else ''}, got {len(args)}",
+                    hint=f"its parameters are: {', '.join(names)}" if names else None)
+    given = dict(zip(names, args))
+    for k, v in (kwargs or {}).items():
+        if k not in names:
+            near = did_you_mean(k, names)
+            raise error(fn.decl.span.start(), f"{what} has no parameter `{k}`",
+                        hint=f"did you mean `{near}`?" if near else f"its parameters are: {', '.join(names)}")
+        if k in given:
+            raise error(fn.decl.span.start(), f"argument `{k}` of {what} is given twice")
+        given[k] = v
+    for p in params:
+        if p.name not in given and p.default is None and not is_key(p):
+            raise error(p.span, f"{what} needs argument `{p.name}`")
+    return [n for n in names if n in given], [given[n] for n in names if n in given]
+
+
+def elaborate_function(program: Program, name: str, args=(), kwargs: dict | None = None, training: bool = False) -> Elaborated:
+    """One specialisation of a top-level function.  Arguments: a TensorType for an array, a Python value for a compile-time
+    parameter (number, string, bool, none), a LayerInstance for a layer, tuples of these."""
+    fn = find(program, name, FnValue, "function")
+    return _elaborate(program, fn, name, args, kwargs, training, None)
+
+
+def _elaborate(program: Program, fn: FnValue, name: str, args, kwargs, training: bool, transform: Callable | None) -> Elaborated:
+    names, given = _bind(program, fn, args, kwargs, f"`{name}`")
+    el = Elaborator()
+    frame = Frame(name if transform is None else f"{name}.grad", training=training, plain=True)
+    values, infos, layers = _arguments(frame, names, given)
+    frame.roots = layers if len(layers) != 1 else [("", layers[0][1])]
+    spans = {p.name: p.span for p in fn.decl.params}
+
+    def body() -> object:
+        with el.in_frame(frame):
+            ca = CallArgs([], [], dict(zip(names, values)), {n: spans[n] for n in names})
+            if transform is not None:
+                return transform(el, fn, ca, fn.decl.span.start())
+            for p in fn.decl.params:
+                if is_key(p) and p.name not in ca.kw:          # a key left out becomes an argument of the entry
+                    frame.plain = False
+            scope, sig = bind_signature(el, fn, ca, fn.decl.span)
+            frame.plain = True
+            for p in fn.decl.params:
+                v = scope.names[p.name]
+                if is_key(p) and isinstance(v, Value) and not frame.key_is_argument:
+                    frame.key = v
+            el.active.append(((id(fn.decl), None), name, fn.decl.span))
+            out = run_body(el, fn, scope, sig)
+            el.active.pop()
+            return out
+
+    value = _run(el, body)
+    return _entry(el, frame, frame.name, value, infos, _slots_of(layers, len(layers) != 1), fn.decl.name_span)
+
+
+def elaborate_grad(program: Program, name: str, args=(), kwargs: dict | None = None, wrt: str | list[str] | None = None,
+                   value: bool = False, training: bool = False) -> Elaborated:
+    """The entry computes the gradient of function `name` at its arguments (with `value`: (value, gradient)); a list of names in `wrt`
+    gives a tuple of gradients."""
+    def transform(el: Elaborator, fn: FnValue, ca: CallArgs, span: Span) -> object:
+        ca = _positional(fn, ca)
+        loss, grads = gradient(el, fn, ca, [wrt] if not isinstance(wrt, list | tuple) else list(wrt), span)
+        g = grads[0] if not isinstance(wrt, list | tuple) else tuple(grads)
+        return (loss, g) if value else g
+
+    fn = find(program, name, FnValue, "function")
+    return _elaborate(program, fn, name, args, kwargs, training, transform)
+
+
+def elaborate_vjp(program: Program, name: str, args=(), kwargs: dict | None = None, seed=None) -> Elaborated:
+    """(value, adjoints of the arguments) for a cotangent of the value: `seed` is its TensorType (or a tuple of them)."""
+    def transform(el: Elaborator, fn: FnValue, ca: CallArgs, span: Span) -> object:
+        ca = _positional(fn, ca)
+        *xs, ct = ca.pos
+        out, pull = vjp(el, fn, xs, span)
+        return (out, pull.call(el, CallArgs.of([ct], span), span))
+
+    return _with_extra(program, name, args, kwargs, [seed], ["cotangent"], transform)
+
+
+def elaborate_jvp(program: Program, name: str, args=(), kwargs: dict | None = None, tangents=None) -> Elaborated:
+    """(value, its derivative along tangents of the float arguments)."""
+    args = list(args)
+
+    def transform(el: Elaborator, fn: FnValue, ca: CallArgs, span: Span) -> object:
+        ca = _positional(fn, ca)
+        n = len(ca.pos) - len(args)
+        return jvp(el, fn, ca.pos[:n], ca.pos[n:], span)
+
+    extra = list(tangents) if tangents is not None else list(args)
+    return _with_extra(program, name, args, kwargs, extra, [f"tangent{i}" for i in range(len(extra))], transform)
+
+
+def _with_extra(program: Program, name: str, args, kwargs, extra: list, extra_names: list[str], transform: Callable) -> Elaborated:
+    """An entry that takes more arguments than the function: they come last, by position."""
+    fn = find(program, name, FnValue, "function")
+    names, given = _bind(program, fn, args, kwargs, f"`{name}`")
+    el = Elaborator()
+    frame = Frame(f"{name}.{'vjp' if extra_names == ['cotangent'] else 'jvp'}", plain=True)
+    values, infos, layers = _arguments(frame, [*names, *extra_names], [*given, *extra])
+    frame.roots = layers if len(layers) != 1 else [("", layers[0][1])]
+    span = fn.decl.span.start()
+
+    def body() -> object:
+        with el.in_frame(frame):
+            return transform(el, fn, CallArgs.of(values, span), span)
+
+    value = _run(el, body)
+    return _entry(el, frame, frame.name, value, infos, _slots_of(layers, len(layers) != 1), fn.decl.name_span)
+
+
+def _positional(fn: FnValue, ca: CallArgs) -> CallArgs:
+    """Arguments given by name, in order, as far as they go by position."""
+    pos, spans = list(ca.pos), list(ca.spans)
+    kw = dict(ca.kw)
+    for p in fn.decl.params[len(pos):]:
+        if p.name not in kw:
+            break
+        pos.append(kw.pop(p.name))
+        spans.append(p.span)
+    return CallArgs(pos, spans, kw, {k: ca.kw_spans[k] for k in kw})
+
+
+# ---- layers -----------------------------------------------------------------------------------------------------------
+
+def instantiate(program: Program, name: str, args=(), kwargs: dict | None = None) -> LayerInstance:
+    """A layer with compile-time arguments."""
+    cls = find(program, name, LayerClass, "layer")
+    el = Elaborator()
+    span = cls.decl.name_span
+    ca = CallArgs(list(args), [span] * len(args), dict(kwargs or {}), dict.fromkeys(kwargs or {}, span))
+    inst = _run(el, lambda: make_layer(el, cls, ca, span))
+    inst.label = inst.label or name
+    return inst
+
+
+def slots(inst: LayerInstance) -> list[SlotInfo]:
+    """Parameters, then states, then caches of a layer, each in order of declaration."""
+    return [SlotInfo(p, s.type, s.kind, s) for p, s in inst.cells]
+
+
+def path_number(path: str) -> int:
+    """The number that is folded into a key for a path: stable across runs and versions."""
+    return int.from_bytes(hashlib.blake2b(path.encode(), digest_size=8).digest(), "little") >> 1
+
+
+def elaborate_init(inst: LayerInstance) -> Elaborated:
+    """init(key) -> parameters and states (not caches) in slot order.  A value depends on the key and its path only."""
+    el = Elaborator()
+    frame = Frame("init", training=False)
+    frame.key = Value(KEY, frame.block, "key")
+    wanted = [(p, s) for p, s in inst.cells if s.kind != "cache"]
+
+    def body() -> object:
+        with el.in_frame(frame):
+            return [initial_value(el, s, p, frame.key) for p, s in wanted]
+
+    values = _run(el, body)
+    func = make_func(el, frame, "init", [frame.key], values, inst.span, {"result_names": [p for p, _ in wanted]})
+    el.module.attrs["entries"].append(func.name)
+    return Elaborated(el.module, func.name, [Info("key", "key", KEY)], [Info(s.kind, p, s.type, s) for p, s in wanted],
+                      ("l", (("v",),) * len(wanted)))
+
+
+def initial_value(el: Elaborator, slot: Slot, path: str, key: Value, type: TensorType | None = None) -> Value:
+    """The value a cell of a layer starts with, emitted into the current frame.  Cells that start alike (the weights of twelve equal
+    blocks) share a function."""
+    decl = slot.decl
+    t = type or slot.type
+    span = decl.init.span if decl.init is not None else decl.span
+    b = el.b(span)
+    if decl.init is None:
+        return b.zeros(t)
+    if isinstance(decl.init, A.Int | A.Float):
+        from .statements import fit
+        return fit(el, decl.init.value, t, span, f"`{decl.name}`", decl.name_span)
+    memo = ("init", id(decl), slot.owner.key, t)
+    made = el.memo.get(memo)
+    if made is None:
+        made = el.memo[memo] = _init_function(el, slot, t, span)
+    func, draws = made
+    operands = []
+    if draws:
+        number = el.b(span).constant(path_number(path), INDEX)
+        operands = [el.b(span).op("random.fold_in", [key, number]).result]
+    return el.b(span).op("func.call", operands, {"callee": func.name, "result_types": [t]}).result
+
+
+def _init_function(el: Elaborator, slot: Slot, t: TensorType, span: Span):
+    from .statements import fit
+    decl = slot.decl
+    frame = Frame(f"{slot.owner.cls.name}.{decl.name}.init")
+    before = len(el.diags.items)
+    with el.in_frame(frame):
+        frame.expected = t
+        value = el.value(decl.init, slot.owner.scope)
+        frame.expected = None
+        if isinstance(value, Value) and value.type.dtype is not t.dtype and value.type.dtype.is_float and t.dtype.is_float:
+            value = el.b(span).cast(value, t.dtype)
+        value = fit(el, value, t, span, f"`{decl.name}`", decl.name_span)
+    del before
+    if frame.arg_cells:
+        el.fail(span, f"the initial value of `{decl.name}` uses `{next(iter(frame.arg_cells)).name}`, which has no value yet")
+    args = [frame.key] if frame.key_is_argument else []
+    return make_func(el, frame, frame.name, args, [value], decl.span), frame.key_is_argument
+
+
+def elaborate_cache_init(inst: LayerInstance, types: dict[str, TensorType]) -> Elaborated:
+    """init() -> the starting values of caches, given their types (as an elaborated call tells them)."""
+    el = Elaborator()
+    frame = Frame("cache_init")
+    frame.key = Value(KEY, frame.block, "key")
+    wanted = [(p, s) for p, s in inst.cells if p in types]
+
+    def body() -> object:
+        with el.in_frame(frame):
+            return [initial_value(el, s, p, frame.key, types[p]) for p, s in wanted]
+
+    values = _run(el, body)
+    func = make_func(el, frame, "cache_init", [frame.key], values, inst.span, {"result_names": [p for p, _ in wanted]})
+    el.module.attrs["entries"].append(func.name)
+    return Elaborated(el.module, func.name, [Info("key", "key", KEY)], [Info(s.kind, p, types[p], s) for p, s in wanted],
+                      ("l", (("v",),) * len(wanted)))
+
+
+def elaborate_call(inst: LayerInstance, args=(), kwargs: dict | None = None, method: str = "", training: bool = False) -> Elaborated:
+    """A call of a layer (or of one of its methods).  Arguments of the entry: parameters and states, the caches that the call uses,
+    the call's arguments, a key where random numbers are drawn.  Results: the call's, then new states and caches."""
+    fn = inst.forward if not method else inst.methods.get(method)
+    if fn is None:
+        near = did_you_mean(method, inst.methods) if method else None
+        raise error(inst.span, f"layer {inst.cls.name} has no {f'method `{method}`' if method else '`fn (..)`, so it cannot be called'}",
+                    hint=f"did you mean `{near}`?" if near else None)
+    what = f"`{inst.label or inst.cls.name}`" if not method else f"`{method}`"
+    names, given = _bind(None, fn, args, kwargs, what)
+    el = Elaborator()
+    frame = Frame(f"{inst.cls.name}.{method or 'forward'}", training=training, roots=[("", inst)])
+    values, infos, layers = _arguments(frame, names, given)
+    spans = {p.name: p.span for p in fn.decl.params}
+
+    def body() -> object:
+        with el.in_frame(frame):
+            ca = CallArgs([], [], dict(zip(names, values)), {n: spans[n] for n in names})
+            scope, sig = bind_signature(el, fn, ca, fn.decl.span)
+            el.active.append(((id(fn.decl), id(inst)), frame.name, fn.decl.span))
+            before = len(el.diags.items)
+            try:
+                out = run_body(el, fn, scope, sig)
+            finally:
+                el.active.pop()
+                place_errors(el, fn, before, inst.span)
+            return out
+
+    value = _run(el, body)
+    return _entry(el, frame, frame.name, value, infos, _slots_of([("", inst), *layers], False), fn.decl.name_span)
+
+
+# ---- checking ---------------------------------------------------------------------------------------------------------
+
+def check(program: Program, observer: Callable | None = None) -> list:
+    """Elaborates every top-level function whose parameters all have types, with symbolic dims, and every layer that can be made
+    without arguments (or whose arguments are numbers used as sizes).  Raises CompileError with all diagnostics; gives the
+    warnings.  `observer(name, module)` sees each module."""
+    problems = Diagnostics()
+    for name, item in program.main.items.items():
+        try:
+            if isinstance(item, A.FnDef):
+                check_function(program, program.scope.lookup(name), problems, observer)
+            elif isinstance(item, A.Layer):
+                check_layer_class(program.scope.lookup(name), problems, observer)
+        except CompileError as e:
+            problems.extend(e)
+    for item in program.main.tree.items:
+        if isinstance(item, A.Let):
+            try:
+                for p in _names(item.pattern):
+                    program.scope.lookup(p)
+            except CompileError as e:
+                problems.extend(e)
+    problems.raise_if_errors()
+    return problems.warnings
+
+
+def _names(p: A.Pattern) -> list[str]:
+    return [p.name] if isinstance(p, A.NamePattern) else [n for q in p.items for n in _names(q)]
+
+
+def check_function(program: Program, fn: FnValue, problems: Diagnostics, observer: Callable | None = None) -> None:
+    """A function with symbolic dims; does nothing when a parameter is a compile-time value without default."""
+    el = Elaborator(generic=True)
+    frame = Frame(fn.name, plain=True)
+    try:
+        with deep_recursion():
+            args = symbolic_arguments(el, fn, frame)
+            if args is None:
+                return
+            with el.in_frame(frame):
+                _check_body(el, fn, frame, args)
+    except (Undecidable, Poisoned):
+        pass
+    except CompileError as e:
+        el.diags.extend(e)
+    for d in el.diags.items:
+        problems.add(d)
+    if observer is not None and not el.diags.errors:
+        observer(fn.name, el.module)
+
+
+def _check_body(el: Elaborator, fn: FnValue, frame: Frame, args: dict[str, object]) -> None:
+    spans = {p.name: p.span for p in fn.decl.params}
+    ca = CallArgs([], [], args, {n: spans[n] for n in args})
+    frame.plain = False
+    scope, sig = bind_signature(el, fn, ca, fn.decl.span)
+    frame.plain = fn.owner is None
+    for p in fn.decl.params:
+        if is_key(p):
+            frame.key = scope.names[p.name]
+    el.active.append(((id(fn.decl), id(fn.owner) if fn.owner is not None else None), fn.name or fn.owner.cls.name, fn.decl.span))
+    run_body(el, fn, scope, sig)
+
+
+def symbolic_arguments(el: Elaborator, fn: FnValue, frame: Frame) -> dict[str, object] | None:
+    """An argument of each parameter's type with its dims as rigid symbols; None when a parameter's value decides too much."""
+    sig = Signature(el, fn.scope)
+    out: dict[str, object] = {}
+    for p in fn.decl.params:
+        if p.type is None:
+            if p.default is None:
+                return None
+            continue
+        v = _symbolic(el, sig, p.type, p.name, frame)
+        if v is MISSING:
+            return None
+        out[p.name] = v
+    return out
+
+
+def _symbolic(el: Elaborator, sig: Signature, t: A.Type, name: str, frame: Frame) -> object:
+    if isinstance(t, A.TupleType):
+        parts = [_symbolic(el, sig, x, f"{name}.{i}", frame) for i, x in enumerate(t.items)]
+        return MISSING if MISSING in parts else tuple(parts)
+    if isinstance(t, A.FnType):
+        return MISSING
+    e = sig.element(t)
+    if isinstance(e, LayerClass):
+        inst = symbolic_layer(el, e)
+        if inst is None:
+            return MISSING
+        frame.roots.append((name, inst))
+        return inst
+    try:
+        tt = sig.symbolic(t)
+    except Undecidable:
+        return MISSING
+    return Value(tt, frame.block, name)
+
+
+def symbolic_layer(el: Elaborator, cls: LayerClass) -> LayerInstance | None:
+    """An instance whose size arguments are rigid symbols; None when some argument is more than a size."""
+    args: dict[str, object] = {}
+    sizes = _size_parameters(cls.decl)
+    for p in cls.decl.params:
+        if p.default is not None:
+            continue
+        if p.name not in sizes:
+            return None
+        args[p.name] = Dim.symbol(p.name)
+    quiet = Elaborator(generic=True)
+    try:
+        inst = make_layer(quiet, cls, CallArgs([], [], args, dict.fromkeys(args, cls.decl.name_span)), cls.decl.name_span)
+    except (CompileError, Undecidable, Poisoned):
+        return None
+    return inst if not quiet.diags.errors else None
+
+
+def _size_parameters(decl: A.Layer) -> set[str]:
+    """Parameters that stand in a size of a type, or are handed to sub-layers where they are likely to be sizes."""
+    names: set[str] = set()
+    for node in A.walk(decl):
+        if isinstance(node, A.TensorType):
+            for d in node.dims or []:
+                names |= {n.id for n in A.walk(d) if isinstance(n, A.Name)}
+    return names
+
+
+def check_layer_class(cls: LayerClass, problems: Diagnostics, observer: Callable | None = None) -> None:
+    """A layer's own items and functions, as far as they can be checked without knowing its arguments."""
+    el = Elaborator(generic=True)
+    params = cls.decl.params
+    symbolic = any(p.default is None for p in params)
+    args: dict[str, object] = {}
+    for p in params:
+        if p.default is None:
+            if p.name not in _size_parameters(cls.decl):
+                return
+            args[p.name] = Dim.symbol(p.name)
+    try:
+        inst = make_layer(el, cls, CallArgs([], [], args, dict.fromkeys(args, cls.decl.name_span)), cls.decl.name_span)
+    except (Undecidable, Poisoned):
+        inst = None
+    except CompileError as e:
+        el.diags.extend(e)
+        inst = None
+    if symbolic and el.diags.errors and any("symbol" in d.message for d in el.diags.errors):
+        return
+    for d in el.diags.items:
+        problems.add(d)
+    if inst is not None and not el.diags.errors:
+        check_layer(inst, problems, observer)
+
+
+def check_layer(inst: LayerInstance, problems: Diagnostics, observer: Callable | None = None) -> None:
+    """The functions of a layer instance, with the dims of their calls as rigid symbols."""
+    for fn in [inst.forward, *inst.methods.values()]:
+        if fn is None:
+            continue
+        el = Elaborator(generic=True)
+        frame = Frame(f"{inst.cls.name}.{fn.name or 'forward'}", roots=[("", inst)])
+        try:
+            with deep_recursion():
+                args = symbolic_arguments(el, fn, frame)
+                if args is None:
+                    continue
+                with el.in_frame(frame):
+                    _check_body(el, fn, frame, args)
+        except (Undecidable, Poisoned):
+            pass
+        except CompileError as e:
+            el.diags.extend(e)
+        for d in el.diags.items:
+            problems.add(d)
+        if observer is not None and not el.diags.errors:
+            observer(frame.name, el.module)
+
+
+__all__ = ["Elaborated", "Info", "SlotInfo", "functions", "check", "elaborate_function", "elaborate_grad", "elaborate_vjp",
+           "elaborate_jvp", "instantiate", "slots", "elaborate_init", "elaborate_cache_init", "elaborate_call", "initial_value",
+           "path_number", "type_text", "call", "finish", "_Value"]

@@ -1,0 +1,385 @@
+"""Elementwise operations.  On compile-time numbers they are computed at once."""
+from __future__ import annotations
+
+import math
+
+from ..compiler.ir import Dim, TensorType, Value, bool_
+from .builtins import builtin
+from .tensors import binary, common_dtype, is_weak, to_float, together
+from .values import Opaque, Quotient, describe
+
+
+def _sign(x):
+    return math.nan if x != x else (x > 0) - (x < 0)
+
+
+# name in the language -> (op, what it does to a Python number); floats only: integers are converted
+FLOAT = {
+    "exp": math.exp, "exp2": lambda x: 2.0 ** x, "expm1": math.expm1, "log": math.log, "log2": math.log2, "log1p": math.log1p,
+    "sqrt": math.sqrt, "rsqrt": lambda x: 1 / math.sqrt(x), "sin": math.sin, "cos": math.cos, "tan": math.tan, "asin": math.asin,
+    "acos": math.acos, "atan": math.atan, "sinh": math.sinh, "cosh": math.cosh, "tanh": math.tanh, "asinh": math.asinh,
+    "acosh": math.acosh, "atanh": math.atanh, "erf": math.erf, "erfc": math.erfc,
+}
+ANY = {"abs": abs, "neg": lambda x: -x, "sign": _sign}
+ROUND = {"floor": math.floor, "ceil": math.ceil, "round": round, "trunc": math.trunc}
+
+
+def _static(cx, x, f, kind: str | None = None):
+    """f of a compile-time number."""
+    if isinstance(x, Opaque | Dim):
+        return Opaque(kind or (x.kind if isinstance(x, Opaque) else "int"))
+    try:
+        return f(x)
+    except (ValueError, OverflowError, ZeroDivisionError):
+        cx.fail(f"`{cx.name}({x})` is not defined")
+
+
+def _float_op(name: str, f):
+    def run(cx, x):
+        if is_weak(x):
+            return _static(cx, x, f, "float")
+        x = cx.tensor(x)
+        return cx.op("tensor." + name, [to_float(cx.b, x)])
+    run.__name__ = name
+    run.__doc__ = f"{name}(x), elementwise; integers become f32."
+    return run
+
+
+for _n, _f in FLOAT.items():
+    builtin(_n)(_float_op(_n, _f))
+
+
+def _any_op(name: str, f):
+    def run(cx, x):
+        if is_weak(x):
+            return _static(cx, x, f)
+        x = cx.tensor(x)
+        if x.type.dtype.is_bool:
+            cx.fail(f"`{name}` works on numbers, got {describe(x)}", "x")
+        return cx.op("tensor." + name, [x])
+    run.__doc__ = f"{name}(x), elementwise."
+    return run
+
+
+for _n, _f in ANY.items():
+    builtin(_n, *({"abs": ("absolute",), "neg": ("negative",)}.get(_n, ())))(_any_op(_n, _f))
+
+
+def _round_op(name: str, f):
+    def run(cx, x):
+        if is_weak(x):
+            v = _static(cx, x, f)
+            return float(v) if isinstance(x, float) and not isinstance(v, Opaque) else v
+        x = cx.tensor(x)
+        return x if not x.type.dtype.is_float else cx.op("tensor." + name, [x])
+    run.__doc__ = f"{name}(x), elementwise; integers stay as they are."
+    return run
+
+
+for _n, _f in ROUND.items():
+    builtin(_n)(_round_op(_n, _f))
+
+
+@builtin()
+def square(cx, x):
+    """x * x."""
+    if is_weak(x):
+        return _static(cx, x, lambda v: v * v)
+    x = cx.tensor(x)
+    return cx.b.mul(x, x)
+
+
+@builtin()
+def reciprocal(cx, x):
+    """1 / x."""
+    x = cx.float(x)
+    return cx.b.div(cx.b.like(1.0, x), x)
+
+
+@builtin()
+def log10(cx, x):
+    """Logarithm to base 10."""
+    if is_weak(x):
+        return _static(cx, x, math.log10, "float")
+    x = cx.float(x)
+    return cx.b.mul(cx.b.log(x), 1 / math.log(10))
+
+
+@builtin()
+def frac(cx, x):
+    """x - trunc(x)."""
+    x = cx.float(x)
+    return cx.b.sub(x, cx.b.trunc(x))
+
+
+# ---- activations ------------------------------------------------------------------------------------------------------
+
+def _nn(name: str, f):
+    def run(cx, x):
+        if is_weak(x):
+            return _static(cx, x, f, "float")
+        return cx.op("nn." + name, [cx.float(x)])
+    run.__doc__ = f"{name}(x), elementwise."
+    return run
+
+
+for _n, _f in {"sigmoid": lambda x: 1 / (1 + math.exp(-x)), "silu": lambda x: x / (1 + math.exp(-x)),
+               "softplus": lambda x: max(x, 0) + math.log1p(math.exp(-abs(x)))}.items():
+    builtin(_n, *({"silu": ("swish",)}.get(_n, ())))(_nn(_n, _f))
+
+
+@builtin()
+def relu(cx, x):
+    """max(x, 0)."""
+    if is_weak(x):
+        return _static(cx, x, lambda v: max(v, 0))
+    x = cx.tensor(x)
+    return cx.op("nn.relu", [x]) if x.type.dtype.is_float else cx.b.max(x, 0)
+
+
+@builtin()
+def gelu(cx, x, approximate="none"):
+    """x * Phi(x); approximate = "tanh" for the tanh form."""
+    cx.choice(approximate, "approximate", "none", "tanh")
+    return cx.op("nn.gelu", [cx.float(x)], {"approximate": approximate})
+
+
+def _positive(b, x: Value) -> Value:
+    return b.compare("gt", x, 0.0)
+
+
+@builtin()
+def leaky_relu(cx, x, negative_slope=0.01):
+    """x where x > 0, else negative_slope * x."""
+    x, b = cx.float(x), cx.b
+    return b.select(_positive(b, x), x, b.mul(x, _number(cx, negative_slope, "negative_slope")))
+
+
+def _number(cx, v, arg: str) -> float:
+    if isinstance(v, bool) or not isinstance(v, int | float):
+        cx.fail(f"`{arg}` of `{cx.name}` is a number known when compiling, got {describe(v)}", arg)
+    return float(v)
+
+
+@builtin()
+def elu(cx, x, alpha=1.0):
+    """x where x > 0, else alpha * (exp(x) - 1)."""
+    x, b = cx.float(x), cx.b
+    return b.select(_positive(b, x), x, b.mul(b.expm1(b.min(x, 0.0)), _number(cx, alpha, "alpha")))
+
+
+@builtin()
+def celu(cx, x, alpha=1.0):
+    """max(0, x) + min(0, alpha * (exp(x / alpha) - 1))."""
+    x, b = cx.float(x), cx.b
+    a = _number(cx, alpha, "alpha")
+    return b.select(_positive(b, x), x, b.mul(b.expm1(b.div(b.min(x, 0.0), a)), a))
+
+
+@builtin()
+def selu(cx, x):
+    """The self-normalising elu."""
+    x, b = cx.float(x), cx.b
+    scale, alpha = 1.0507009873554805, 1.6732632423543772
+    return b.mul(b.select(_positive(b, x), x, b.mul(b.expm1(b.min(x, 0.0)), alpha)), scale)
+
+
+@builtin()
+def relu6(cx, x):
+    """min(max(x, 0), 6)."""
+    x, b = cx.float(x), cx.b
+    return b.min(b.max(x, 0.0), 6.0)
+
+
+@builtin()
+def hardtanh(cx, x, min_val=-1.0, max_val=1.0):
+    """x between min_val and max_val."""
+    x, b = cx.float(x), cx.b
+    return b.min(b.max(x, _number(cx, min_val, "min_val")), _number(cx, max_val, "max_val"))
+
+
+@builtin()
+def hardsigmoid(cx, x):
+    """min(max(x + 3, 0), 6) / 6."""
+    x, b = cx.float(x), cx.b
+    return b.div(b.min(b.max(b.add(x, 3.0), 0.0), 6.0), 6.0)
+
+
+@builtin()
+def hardswish(cx, x):
+    """x * hardsigmoid(x)."""
+    x, b = cx.float(x), cx.b
+    return b.mul(x, b.div(b.min(b.max(b.add(x, 3.0), 0.0), 6.0), 6.0))
+
+
+@builtin()
+def mish(cx, x):
+    """x * tanh(softplus(x))."""
+    x = cx.float(x)
+    return cx.b.mul(x, cx.b.tanh(cx.op("nn.softplus", [x])))
+
+
+@builtin()
+def softsign(cx, x):
+    """x / (1 + |x|)."""
+    x, b = cx.float(x), cx.b
+    return b.div(x, b.add(b.abs(x), 1.0))
+
+
+@builtin("logsigmoid", "log_sigmoid")
+def logsigmoid(cx, x):
+    """log(sigmoid(x)), without overflow."""
+    x, b = cx.float(x), cx.b
+    return b.neg(cx.op("nn.softplus", [b.neg(x)]))
+
+
+# ---- two arguments ----------------------------------------------------------------------------------------------------
+
+def _both_static(cx, x, y) -> bool:
+    for v, n in ((x, "x"), (y, "y")):
+        if not isinstance(v, Value) and not is_weak(v):
+            cx.fail(f"`{n}` of `{cx.name}` is {describe(v)}, expected a tensor or number", n)
+    return not isinstance(x, Value) and not isinstance(y, Value)
+
+
+def _pick(cx, x, y, op: str):
+    if _both_static(cx, x, y):
+        if isinstance(x, Dim | Opaque) or isinstance(y, Dim | Opaque):
+            if x == y:
+                return x
+            return Opaque("float" if isinstance(x, float) or isinstance(y, float) else "int")
+        return (max if op == "max" else min)(x, y)
+    return binary(cx.b, op, x, y)
+
+
+@builtin()
+def maximum(cx, x, y):
+    """The larger of each pair."""
+    return _pick(cx, x, y, "max")
+
+
+@builtin()
+def minimum(cx, x, y):
+    """The smaller of each pair."""
+    return _pick(cx, x, y, "min")
+
+
+@builtin("pow")
+def pow_(cx, x, y):
+    """x ** y."""
+    from .expressions import power, weak_op
+    if _both_static(cx, x, y):
+        return weak_op(cx.el, "**", x, y, cx.span)
+    return power(cx.b, x, y)
+
+
+def _plain_binary(name: str, op: str, doc: str, floats: bool = False):
+    def run(cx, x, y):
+        if _both_static(cx, x, y):
+            x = cx.tensor(x)
+        if floats:
+            dtype = common_dtype((x, y))
+            xv, yv = together(cx.b, (x, y), dtype if dtype.is_float else None)
+            return cx.op("tensor." + op, [to_float(cx.b, xv), to_float(cx.b, yv)])
+        return binary(cx.b, op, x, y)
+    run.__doc__ = doc
+    builtin(name)(run)
+
+
+_plain_binary("atan2", "atan2", "The angle of the point (y, x).", floats=True)
+_plain_binary("fmod", "fmod", "The remainder with the sign of x.")
+_plain_binary("remainder", "mod", "The remainder with the sign of y, Python's %.")
+_plain_binary("logical_and", "and", "Both.")
+_plain_binary("logical_or", "or", "Either.")
+_plain_binary("logical_xor", "xor", "Exactly one.")
+_plain_binary("bitwise_and", "and", "Bits in both.")
+_plain_binary("bitwise_or", "or", "Bits in either.")
+_plain_binary("bitwise_xor", "xor", "Bits in exactly one.")
+
+
+@builtin()
+def logical_not(cx, x):
+    """Not."""
+    if isinstance(x, bool):
+        return not x
+    return cx.op("tensor.not", [cx.tensor(x)])
+
+
+@builtin()
+def hypot(cx, x, y):
+    """sqrt(x * x + y * y)."""
+    xv, yv = together(cx.b, (cx.float(x), cx.float(y, "y")))
+    return cx.b.sqrt(cx.b.add(cx.b.mul(xv, xv), cx.b.mul(yv, yv)))
+
+
+@builtin()
+def clamp(cx, x, min=None, max=None):
+    """x, at least min and at most max."""
+    if min is None and max is None:
+        cx.fail("`clamp` needs `min` or `max`")
+    if is_weak(x) and all(v is None or is_weak(v) for v in (min, max)):
+        if min is not None:
+            x = _pick(cx, x, min, "max")
+        return _pick(cx, x, max, "min") if max is not None else x
+    if min is not None:
+        x = binary(cx.b, "max", x, min)
+    if max is not None:
+        x = binary(cx.b, "min", x, max)
+    return x
+
+
+builtin("clip")(clamp)
+
+
+@builtin()
+def lerp(cx, x, y, weight):
+    """x + weight * (y - x)."""
+    b = cx.b
+    return binary(b, "add", x, binary(b, "mul", weight, binary(b, "sub", y, x))) if isinstance(x, Value) or isinstance(y, Value) \
+        else binary(b, "add", cx.tensor(x), binary(b, "mul", weight, cx.tensor(y - x)))
+
+
+@builtin()
+def where(cx, condition, x, y):
+    """x where the condition holds, else y."""
+    b = cx.b
+    if isinstance(condition, bool):
+        condition = cx.tensor(condition)
+    if not isinstance(condition, Value) or not condition.type.dtype.is_bool:
+        cx.fail(f"`where` needs a condition of bools, got {describe(condition)}", "condition", hint="compare it: `x != 0`")
+    for v, n in ((x, "x"), (y, "y")):
+        if not isinstance(v, Value) and not is_weak(v):
+            cx.fail(f"`{n}` of `where` is {describe(v)}, expected a tensor or number", n)
+    from .tensors import broadcast_shapes, constant
+    dtype = common_dtype((x, y))
+    shape = broadcast_shapes(condition.type.shape, *[v.type.shape for v in (x, y) if isinstance(v, Value)])
+    xv, yv = (b.broadcast(b.cast(v, dtype), shape) if isinstance(v, Value) else constant(b, v, dtype, shape) for v in (x, y))
+    return b.select(b.broadcast(condition, shape), xv, yv)
+
+
+def _test(name: str, doc: str, emit, static):
+    def run(cx, x):
+        if is_weak(x) and not isinstance(x, Opaque | Dim):
+            return static(x)
+        x = cx.tensor(x)
+        if not x.type.dtype.is_float:
+            return cx.b.constant(static(1), TensorType(bool_, x.type.shape))
+        return emit(cx.b, x)
+    run.__doc__ = doc
+    builtin(name)(run)
+
+
+_test("isnan", "Whether each element is NaN.", lambda b, x: b.compare("ne", x, x), lambda v: v != v)
+_test("isinf", "Whether each element is infinite.", lambda b, x: b.compare("eq", b.abs(x), math.inf), lambda v: abs(v) == math.inf)
+_test("isfinite", "Whether each element is neither infinite nor NaN.", lambda b, x: b.compare("lt", b.abs(x), math.inf),
+      lambda v: abs(v) < math.inf)
+
+
+@builtin()
+def nan_to_num(cx, x, nan=0.0):
+    """NaN replaced by a number."""
+    x = cx.float(x)
+    return cx.b.select(cx.b.compare("ne", x, x), cx.b.like(_number(cx, nan, "nan"), x), x)
+
+
+__all__ = ["Quotient"]

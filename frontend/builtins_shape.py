@@ -1,0 +1,478 @@
+"""Operations that move data without computing: reshaping, joining, cutting, padding, gathering."""
+from __future__ import annotations
+
+from ..compiler.ir import Dim, TensorType, Value, i64, u64
+from ..compiler.ir.dims import divide, divide_exact, maybe_equal, product
+from .builtins import builtin
+from .tensors import as_tensor, broadcast_shapes, common_dtype, is_weak
+from .values import RangeValue, Reversed, describe, type_text
+
+
+@builtin("reshape", "view")
+def reshape(cx, x, shape):
+    """The same elements under another shape; one size may be -1."""
+    x = cx.tensor(x)
+    t = x.type
+    sizes = [cx.int(n, "shape") for n in (shape if isinstance(shape, list | tuple) else [shape])]
+    free = [i for i, n in enumerate(sizes) if isinstance(n, int) and n == -1]
+    if len(free) > 1:
+        cx.fail("only one size can be -1", "shape")
+    for n in sizes:
+        if isinstance(n, int) and n < -1:
+            cx.fail(f"a size cannot be negative: {n}", "shape")
+    if free:
+        rest = product([n for i, n in enumerate(sizes) if i != free[0]])
+        if isinstance(rest, int) and rest == 0:
+            cx.fail("-1 cannot be worked out beside a size of 0", "shape")
+        n = divide_exact(t.numel, rest)
+        if n is None:
+            if isinstance(rest, int) and isinstance(t.numel, int):
+                cx.fail(f"cannot reshape {type_text(t)} to [{', '.join(map(str, sizes))}]: {t.numel} elements do not divide by {rest}", "shape")
+            n = divide(t.numel, rest)
+        sizes[free[0]] = n
+    if not maybe_equal(t.numel, product(sizes)):
+        cx.fail(f"cannot reshape {type_text(t)} to [{', '.join(map(str, sizes))}]: {t.numel} elements against {product(sizes)}", "shape",
+                hint="-1 stands for the size that fits")
+    return cx.b.reshape(x, sizes)
+
+
+@builtin()
+def flatten(cx, x, start_dim=0, end_dim=-1):
+    """Dims start_dim .. end_dim as one."""
+    x = cx.tensor(x)
+    if x.type.rank == 0:
+        return cx.b.reshape(x, (1,))
+    a, z = cx.dim(start_dim, x.type.rank, "start_dim"), cx.dim(end_dim, x.type.rank, "end_dim")
+    if a > z:
+        cx.fail(f"`start_dim` {a} is behind `end_dim` {z}", "start_dim")
+    s = x.type.shape
+    return cx.b.reshape(x, (*s[:a], product(s[a:z + 1]), *s[z + 1:]))
+
+
+@builtin()
+def unflatten(cx, x, dim, sizes):
+    """One dim as several."""
+    x = cx.tensor(x)
+    d = cx.dim(dim, x.type.rank)
+    s = x.type.shape
+    return reshape(cx, x, [*s[:d], *(sizes if isinstance(sizes, list | tuple) else [sizes]), *s[d + 1:]])
+
+
+@builtin()
+def permute(cx, x, dims):
+    """Dims in another order."""
+    x = cx.tensor(x)
+    perm = [cx.dim(d, x.type.rank, "dims") for d in (dims if isinstance(dims, list | tuple) else [dims])]
+    if sorted(perm) != list(range(x.type.rank)):
+        cx.fail(f"`dims` is no order of the {x.type.rank} dimensions of {type_text(x.type)}", "dims")
+    return cx.b.transpose(x, perm)
+
+
+@builtin("transpose", "swapaxes")
+def transpose(cx, x, dim0, dim1):
+    """Two dims swapped."""
+    x = cx.tensor(x)
+    a, c = cx.dim(dim0, x.type.rank, "dim0"), cx.dim(dim1, x.type.rank, "dim1")
+    perm = list(range(x.type.rank))
+    perm[a], perm[c] = c, a
+    return cx.b.transpose(x, perm)
+
+
+@builtin()
+def squeeze(cx, x, dim=None):
+    """Without dims of size 1 (all of them, or `dim`)."""
+    x = cx.tensor(x)
+    s = x.type.shape
+    dims = [d for d, n in enumerate(s) if isinstance(n, int) and n == 1] if dim is None else cx.dims(dim, x.type.rank)
+    return cx.b.reshape(x, [n for d, n in enumerate(s) if not (d in dims and isinstance(n, int) and n == 1)])
+
+
+@builtin("unsqueeze", "expand_dims")
+def unsqueeze(cx, x, dim):
+    """With a dim of size 1 before `dim`."""
+    x = cx.tensor(x)
+    d = cx.dim(dim, x.type.rank + 1)
+    s = x.type.shape
+    return cx.b.reshape(x, (*s[:d], 1, *s[d:]))
+
+
+@builtin("broadcast_to", "expand")
+def broadcast_to(cx, x, shape):
+    """Repeated along dims of size 1 and new leading dims; -1 keeps a size."""
+    x = cx.tensor(x)
+    sizes = [cx.int(n, "shape") for n in (shape if isinstance(shape, list | tuple) else [shape])]
+    lead = len(sizes) - x.type.rank
+    if lead < 0:
+        cx.fail(f"cannot broadcast {type_text(x.type)} to fewer dimensions", "shape")
+    out = tuple(x.type.shape[i - lead] if isinstance(n, int) and n == -1 and i >= lead else n for i, n in enumerate(sizes))
+    return cx.b.broadcast(x, out)
+
+
+@builtin()
+def expand_as(cx, x, y):
+    """Broadcast to y's shape."""
+    return cx.b.broadcast(cx.tensor(x), cx.tensor(y, "y").type.shape)
+
+
+@builtin()
+def flip(cx, x, dim):
+    """Reversed along dims."""
+    x = cx.tensor(x)
+    return cx.op("tensor.reverse", [x], {"dims": cx.dims(dim, x.type.rank)})
+
+
+def cut(b, x: Value, d: int, start, limit, stride: int = 1) -> Value:
+    """x[.., start:limit:stride, ..] along dim d."""
+    n = x.type.rank
+    lo, hi, st = [0] * n, list(x.type.shape), [1] * n
+    lo[d], hi[d], st[d] = start, limit, stride
+    if start == 0 and limit == x.type.shape[d] and stride == 1:
+        return x
+    return b.op("tensor.slice", [x], {"start": lo, "limit": hi, "stride": st}).result
+
+
+@builtin()
+def roll(cx, x, shifts, dim=None):
+    """Elements moved along dim, those leaving one end entering at the other."""
+    b = cx.b
+    x = cx.tensor(x)
+    shape = x.type.shape
+    if dim is None:
+        x = b.reshape(x, (x.type.numel,))
+        pairs = [(0, cx.int(shifts, "shifts"))]
+    else:
+        dims = dim if isinstance(dim, list | tuple) else [dim]
+        many = shifts if isinstance(shifts, list | tuple) else [shifts]
+        if len(dims) != len(many):
+            cx.fail("`roll` needs one shift per dim", "shifts")
+        pairs = [(cx.dim(d, x.type.rank), cx.int(s, "shifts")) for d, s in zip(dims, many)]
+    for d, s in pairs:
+        n = x.type.shape[d]
+        k = s % n if isinstance(n, int) and n else 0 if isinstance(n, int) else s
+        if isinstance(k, int) and k == 0:
+            continue
+        x = b.op("tensor.concat", [cut(b, x, d, n - k, n), cut(b, x, d, 0, n - k)], {"dim": d}).result
+    return b.reshape(x, shape)
+
+
+def _tensors(cx, xs, arg: str = "tensors") -> list[Value]:
+    if isinstance(xs, Value) and xs.type.rank and isinstance(xs.type.shape[0], int):
+        from .indexing import static_part
+        return [static_part(cx.el, xs, 0, i, cx.span) for i in range(xs.type.shape[0])]
+    if not isinstance(xs, list | tuple) or not xs or not all(isinstance(v, Value) or is_weak(v) for v in xs):
+        cx.fail(f"`{cx.name}` joins a list of tensors, got {describe(xs)}", arg, hint=f"`{cx.name}([a, b])`")
+    dtype = common_dtype(list(xs))
+    return [cx.b.cast(as_tensor(cx.b, v, dtype), dtype) for v in xs]
+
+
+@builtin("cat", "concat", "concatenate")
+def cat(cx, tensors, dim=0):
+    """Tensors joined along dim."""
+    xs = _tensors(cx, tensors)
+    d = cx.dim(dim, xs[0].type.rank)
+    for x in xs[1:]:
+        bad = x.type.rank != xs[0].type.rank or any(k != d and not maybe_equal(p, q) for k, (p, q) in enumerate(zip(xs[0].type.shape, x.type.shape)))
+        if bad:
+            cx.fail(f"cannot join {type_text(xs[0].type)} and {type_text(x.type)} along dimension {d}: the other dimensions differ", "tensors")
+    return xs[0] if len(xs) == 1 else cx.op("tensor.concat", xs, {"dim": d})
+
+
+@builtin()
+def stack(cx, tensors, dim=0):
+    """Tensors of one shape joined along a new dim."""
+    xs = _tensors(cx, tensors)
+    d = cx.dim(dim, xs[0].type.rank + 1)
+    for x in xs[1:]:
+        if x.type.shape != xs[0].type.shape:
+            cx.fail(f"cannot stack {type_text(xs[0].type)} and {type_text(x.type)}: the shapes differ", "tensors")
+    s = xs[0].type.shape
+    parts = [cx.b.reshape(x, (*s[:d], 1, *s[d:])) for x in xs]
+    return parts[0] if len(parts) == 1 else cx.op("tensor.concat", parts, {"dim": d})
+
+
+@builtin()
+def split(cx, x, sizes=None, dim=0):
+    """A tuple of parts along dim, each of `sizes` (the last may be smaller), or of the sizes in a list.  Of a key: two new keys, or
+    `sizes` of them."""
+    b = cx.b
+    x = cx.tensor(x)
+    t = x.type
+    if t.dtype is u64 and t.rank == 0:
+        n = 2 if sizes is None else cx.int(sizes, "sizes")
+        keys = b.broadcast(x, (n,))
+        return b.op("random.fold_in", [keys, b.iota((n,), 0, i64)]).result
+    if sizes is None:
+        cx.fail("`split` needs the size of a part", hint="`split(x, size, dim = -1)`; `chunk(x, n)` makes n parts")
+    d = cx.dim(dim, t.rank)
+    n = t.shape[d]
+    if isinstance(sizes, list | tuple):
+        parts = [cx.int(s, "sizes") for s in sizes]
+        total = sum(parts[1:], parts[0]) if parts else 0
+        if not maybe_equal(total, n):
+            cx.fail(f"the sizes add up to {total}, but dimension {d} of {type_text(t)} is {n}", "sizes")
+    else:
+        size = cx.int(sizes, "sizes")
+        if isinstance(size, int) and size <= 0:
+            cx.fail("a part's size has to be positive", "sizes")
+        k = divide_exact(n, size)
+        if isinstance(k, int):
+            parts = [size] * k
+        elif isinstance(n, int) and isinstance(size, int):
+            parts = [size] * (n // size) + [n % size]
+        else:
+            cx.fail(f"cannot tell how many parts of size {size} dimension {d} of {type_text(t)} has", "sizes")
+    return _parts(b, x, d, parts)
+
+
+def _parts(b, x: Value, d: int, sizes: list) -> tuple:
+    out, at = [], 0
+    for s in sizes:
+        out.append(cut(b, x, d, at, at + s))
+        at = at + s
+    return tuple(out)
+
+
+@builtin()
+def chunk(cx, x, chunks, dim=0):
+    """A tuple of parts along dim, as even as possible."""
+    x = cx.tensor(x)
+    d = cx.dim(dim, x.type.rank)
+    n, k = x.type.shape[d], cx.int(chunks, "chunks")
+    if not isinstance(k, int) or k <= 0:
+        cx.fail("the number of parts has to be positive and known", "chunks")
+    size = divide_exact(n, k)
+    if size is None:
+        if not isinstance(n, int):
+            size = divide(n, k)
+        else:
+            size = -(-n // k)
+            return _parts(cx.b, x, d, [min(size, n - i) for i in range(0, n, size)])
+    return _parts(cx.b, x, d, [size] * k)
+
+
+@builtin()
+def pad(cx, x, pad, mode="constant", value=0):
+    """More elements around x: `pad` lists before and after for the last dim, then for the one before it, as in PyTorch.  mode:
+    "constant", "reflect", "replicate", "circular"."""
+    b = cx.b
+    x = cx.tensor(x)
+    mode = cx.choice(mode, "mode", "constant", "reflect", "replicate", "circular")
+    amounts = [cx.int(p, "pad") for p in (pad if isinstance(pad, list | tuple) else [pad])]
+    if len(amounts) % 2 or len(amounts) > 2 * x.type.rank:
+        cx.fail("`pad` lists two amounts for each of the last dimensions: [left, right, top, bottom ...]", "pad")
+    rank = x.type.rank
+    if mode == "constant":
+        low, high = [0] * rank, [0] * rank
+        for i in range(0, len(amounts), 2):
+            d = rank - 1 - i // 2
+            low[d], high[d] = amounts[i], amounts[i + 1]
+        v = as_tensor(b, value, x.type.dtype)
+        return b.op("tensor.pad", [x, b.cast(v, x.type.dtype)], {"low": low, "high": high, "interior": [0] * rank}).result
+    for i in range(0, len(amounts), 2):
+        d = rank - 1 - i // 2
+        lo, hi = amounts[i], amounts[i + 1]
+        n = x.type.shape[d]
+        limit = n - 1 if mode == "reflect" else n
+        if isinstance(lo, int) and isinstance(hi, int) and isinstance(n, int) and mode != "replicate" and max(lo, hi) > limit:
+            cx.fail(f'padding by {max(lo, hi)} with mode "{mode}" needs more than {n} elements', "pad")
+        parts = []
+        if mode == "circular":
+            parts = [cut(b, x, d, n - lo, n), x, cut(b, x, d, 0, hi)]
+        elif mode == "reflect":
+            flipped = [b.op("tensor.reverse", [p], {"dims": [d]}).result for p in (cut(b, x, d, 1, lo + 1), cut(b, x, d, n - 1 - hi, n - 1))]
+            parts = [flipped[0], x, flipped[1]]
+        else:
+            def edge(k, at, d=d, n=n, x=x):
+                shape = list(x.type.shape)
+                shape[d] = k
+                return b.broadcast(cut(b, x, d, at, at + 1), shape)
+            parts = [edge(lo, 0), x, edge(hi, n - 1)]
+        sizes = [lo, n, hi]
+        parts = [p for p, s in zip(parts, sizes) if not (isinstance(s, int) and s == 0)]
+        x = parts[0] if len(parts) == 1 else b.op("tensor.concat", parts, {"dim": d}).result
+    return x
+
+
+# ---- triangles --------------------------------------------------------------------------------------------------------
+
+def band(b, t: TensorType, diagonal, lower: bool) -> Value:
+    """bool[.., m, n]: whether column <= row + diagonal (lower) or >= (upper)."""
+    m, n = t.shape[-2], t.shape[-1]
+    rows, cols = b.iota((m, n), 0), b.iota((m, n), 1)
+    from .tensors import constant
+    edge = b.add(rows, constant(b, diagonal, i64, (m, n)))
+    return b.broadcast(b.compare("le" if lower else "ge", cols, edge), t.shape)
+
+
+def _triangle(cx, x, diagonal, lower: bool) -> Value:
+    x = cx.tensor(x)
+    if x.type.rank < 2:
+        cx.fail(f"`{cx.name}` needs a matrix, got {type_text(x.type)}", "x")
+    b = cx.b
+    return b.select(band(b, x.type, cx.int(diagonal, "diagonal"), lower), x, b.zeros(x.type))
+
+
+@builtin()
+def tril(cx, x, diagonal=0):
+    """The lower triangle of the last two dims, zeros elsewhere."""
+    return _triangle(cx, x, diagonal, True)
+
+
+@builtin()
+def triu(cx, x, diagonal=0):
+    """The upper triangle of the last two dims, zeros elsewhere."""
+    return _triangle(cx, x, diagonal, False)
+
+
+@builtin()
+def causal(cx, x):
+    """Attention scores [.., queries, keys] with -inf where a query would see later keys; the last query is aligned with the last key."""
+    b = cx.b
+    x = cx.float(x)
+    if x.type.rank < 2:
+        cx.fail(f"`causal` needs scores [.., queries, keys], got {type_text(x.type)}", "x")
+    t, s = x.type.shape[-2:]
+    return b.select(band(b, x.type, s - t, True), x, float("-inf"))
+
+
+@builtin()
+def diagonal(cx, x):
+    """The diagonal of the last two dims."""
+    b = cx.b
+    x = cx.tensor(x)
+    if x.type.rank < 2 or x.type.shape[-1] != x.type.shape[-2]:
+        cx.fail(f"`diagonal` needs square matrices, got {type_text(x.type)}", "x")
+    n = x.type.shape[-1]
+    eye = b.compare("eq", b.iota((n, n), 0), b.iota((n, n), 1))
+    return b.sum(b.select(b.broadcast(eye, x.type.shape), x, b.zeros(x.type)), [x.type.rank - 1])
+
+
+@builtin()
+def trace(cx, x):
+    """The sum of the diagonal."""
+    d = diagonal(cx, x)
+    return cx.b.sum(d, [d.type.rank - 1])
+
+
+# ---- gathering --------------------------------------------------------------------------------------------------------
+
+def _indices(cx, v, arg: str = "index") -> Value:
+    if isinstance(v, list | tuple):
+        from .builtins_make import tensor_from_list
+        v = tensor_from_list(cx.b, list(v), None)
+    v = cx.tensor(v, arg)
+    if not v.type.dtype.is_int:
+        cx.fail(f"`{arg}` of `{cx.name}` holds whole numbers, got {type_text(v.type)}", arg)
+    return v
+
+
+@builtin()
+def take(cx, x, index, dim=None):
+    """x's slices at `index` along dim; without dim, of the flattened x."""
+    x = cx.tensor(x)
+    if dim is None:
+        x, d = cx.b.reshape(x, (x.type.numel,)), 0
+    else:
+        d = cx.dim(dim, x.type.rank)
+    return cx.op("tensor.take", [x, _indices(cx, index)], {"dim": d})
+
+
+@builtin()
+def index_select(cx, x, dim, index):
+    """x's slices at `index` along dim."""
+    x = cx.tensor(x)
+    return cx.op("tensor.take", [x, _indices(cx, index)], {"dim": cx.dim(dim, x.type.rank)})
+
+
+@builtin("gather", "take_along_dim")
+def gather(cx, x, dim, index):
+    """torch.gather: y[.., j, ..] = x[.., index[.., j, ..], ..] along dim."""
+    x = cx.tensor(x)
+    return cx.op("tensor.take_along", [x, _indices(cx, index)], {"dim": cx.dim(dim, x.type.rank)})
+
+
+@builtin()
+def scatter_add(cx, x, dim, index, src):
+    """torch.scatter_add: x with `src` added at `index` along dim."""
+    x = cx.tensor(x)
+    index = _indices(cx, index)
+    return cx.op("tensor.put_along_add", [x, index, cx.tensor(src, "src")], {"dim": cx.dim(dim, x.type.rank)})
+
+
+@builtin()
+def index_add(cx, x, dim, index, src):
+    """x with slices of `src` added at `index` along dim."""
+    x = cx.tensor(x)
+    return cx.op("tensor.scatter_add", [x, _indices(cx, index), cx.tensor(src, "src")], {"dim": cx.dim(dim, x.type.rank)})
+
+
+@builtin()
+def embedding(cx, index, weight):
+    """weight[index]: rows of a table."""
+    return cx.op("tensor.take", [cx.tensor(weight, "weight"), _indices(cx, index)], {"dim": 0})
+
+
+@builtin()
+def repeat(cx, x, sizes):
+    """x repeated `sizes` times along each dim (torch's tensor.repeat, NumPy's tile)."""
+    b = cx.b
+    x = cx.tensor(x)
+    times = [cx.int(n, "sizes") for n in (sizes if isinstance(sizes, list | tuple) else [sizes])]
+    shape = [1] * (len(times) - x.type.rank) + list(x.type.shape)
+    times = [1] * (len(shape) - len(times)) + times
+    wide: list = []
+    full: list = []
+    for n, k in zip(shape, times):
+        wide += [1, n]
+        full += [k, n]
+    return b.reshape(b.broadcast(b.reshape(x, wide), full), [k * n if not isinstance(n, Dim) else n * k for k, n in zip(times, shape)])
+
+
+@builtin()
+def repeat_interleave(cx, x, repeats, dim):
+    """Each slice along dim repeated."""
+    b = cx.b
+    x = cx.tensor(x)
+    d, k = cx.dim(dim, x.type.rank), cx.int(repeats, "repeats")
+    s = x.type.shape
+    y = b.broadcast(b.reshape(x, (*s[:d + 1], 1, *s[d + 1:])), (*s[:d + 1], k, *s[d + 1:]))
+    return b.reshape(y, (*s[:d], s[d] * k, *s[d + 1:]))
+
+
+@builtin()
+def numel(cx, x):
+    """How many elements x has."""
+    return cx.tensor(x).type.numel
+
+
+@builtin("len")
+def len_(cx, x):
+    """The length of a list, or of a tensor's first dim."""
+    if isinstance(x, list | tuple | str):
+        return len(x)
+    if isinstance(x, RangeValue) and x.is_static:
+        return x.stop - x.start
+    x = cx.tensor(x)
+    if not x.type.rank:
+        cx.fail("a scalar has no length", "x")
+    return x.type.shape[0]
+
+
+@builtin("reversed")
+def reversed_(cx, x):
+    """For `scan`: from the end."""
+    if isinstance(x, list | tuple):
+        return x[::-1]
+    return Reversed(x)
+
+
+@builtin()
+def meshgrid(cx, x, y):
+    """(x along rows, y along columns), "ij" order."""
+    b = cx.b
+    x, y = cx.tensor(x), cx.tensor(y, "y")
+    shape = (x.type.shape[0], y.type.shape[0])
+    return b.broadcast(x, shape, [0]), b.broadcast(y, shape, [1])
+
+
+__all__ = ["broadcast_shapes", "cut", "band"]

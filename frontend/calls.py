@@ -1,0 +1,709 @@
+"""Calls: binding arguments, elaborating each function once per specialisation, and calling the IR function.
+
+A specialisation is a function (or method of layers of one structure), its compile-time arguments, and the types of the others.
+Its IR function takes the cells of the layers it works on (the receiver's whole subtree for a layer's own `fn`, else those it
+reads), then the tensors among the arguments, then a random key if it needs one; it returns its results, then the new values
+of the cells it writes.  Functions given closures over run-time values are elaborated inline instead.
+"""
+from __future__ import annotations
+
+from ..compiler.diagnostics import CompileError, Diagnostic, Span, did_you_mean
+from ..compiler.ir import Func, Loc, TensorType, Value, u64
+from ..compiler.ir.opdef import TypeMismatch
+from . import ast as A
+from .elaborator import Elaborator, no_value
+from .frame import Frame
+from .signature import Signature, as_size
+from .tensors import as_tensor, cast, is_weak, to_float
+from .trees import flatten, statics, unflatten
+from .values import (
+    MISSING,
+    POISON,
+    UNIT,
+    Builtin,
+    CallArgs,
+    Cell,
+    DType,
+    FnValue,
+    LayerClass,
+    LayerInstance,
+    Poisoned,
+    QuantType,
+    RangeValue,
+    Reversed,
+    Scope,
+    Slot,
+    Transform,
+    Tree,
+    describe,
+)
+
+MAX_CALLS = 200                  # functions and layers in progress at one time
+
+
+class NeedsInline(Exception):
+    """An argument holds run-time values that cannot be passed to another function."""
+
+
+class FuncInfo:
+    """What callers need to know of an elaborated function."""
+
+    __slots__ = ("name", "spec", "types", "reads", "writes", "needs_key", "cell_types", "signal_names", "keep")
+
+    def __init__(self, name, spec, types, reads, writes, needs_key, cell_types, signal_names, keep):
+        self.name, self.spec, self.types = name, spec, types
+        self.reads, self.writes = reads, writes              # indices into the call's list of cells
+        self.needs_key, self.cell_types, self.signal_names = needs_key, cell_types, signal_names
+        self.keep = keep                                     # objects whose ids the memo key uses
+
+
+# ---- arguments --------------------------------------------------------------------------------------------------------
+
+def evaluate_args(el: Elaborator, args: list[A.Arg], scope: Scope) -> CallArgs:
+    """Evaluates the arguments of a call, left to right."""
+    frame = el.frame
+    expected = None
+    if frame is not None:
+        expected, frame.expected = frame.expected, None
+    ca = CallArgs()
+    try:
+        for a in args:
+            v = el.value(a.value, scope)
+            if a.name is None:
+                ca.pos.append(v)
+                ca.spans.append(a.value.span)
+            else:
+                ca.kw[a.name] = v
+                ca.kw_spans[a.name] = a.value.span
+    finally:
+        if frame is not None:
+            frame.expected = expected
+    return ca
+
+
+def bind_params(el: Elaborator, what: str, params: list[A.Param], ca: CallArgs, span: Span,
+                declared: Span | None) -> list[tuple[A.Param, object, Span]]:
+    """Each parameter with its argument (MISSING where none was given)."""
+    notes = [(declared, f"{what} is declared here")] if declared is not None and not declared.file.startswith("std/") else []
+    if len(ca.pos) > len(params):
+        el.fail(ca.spans[len(params)], f"{what} takes {_count(len(params), 'argument')}, got {len(ca.pos) + len(ca.kw)}",
+                hint=f"its parameters are: {', '.join(p.name for p in params)}" if params else None, notes=notes)
+    out: list[tuple[A.Param, object, Span]] = []
+    kw = ca.kw
+    used = 0
+    for i, p in enumerate(params):
+        if i < len(ca.pos):
+            if p.name in kw:
+                el.fail(ca.kw_spans[p.name], f"argument `{p.name}` of {what} is given twice")
+            out.append((p, ca.pos[i], ca.spans[i]))
+        elif p.name in kw:
+            used += 1
+            out.append((p, kw[p.name], ca.kw_spans[p.name]))
+        else:
+            out.append((p, MISSING, span))
+    if used != len(kw):
+        names = [p.name for p in params]
+        bad = next(k for k in kw if k not in names)
+        near = did_you_mean(bad, names)
+        el.fail(ca.kw_spans[bad], f"{what} has no parameter `{bad}`",
+                hint=f"did you mean `{near}`?" if near else f"its parameters are: {', '.join(names) or 'none'}", notes=notes)
+    for p, v, _ in out:
+        if v is MISSING and p.default is None and not is_key(p):
+            el.fail(span, f"{what} needs argument `{p.name}`", notes=notes)
+    return out
+
+
+def is_key(p: A.Param) -> bool:
+    return isinstance(p.type, A.TensorType) and p.type.name == "key" and p.type.dims is None
+
+
+def _count(n: int, what: str) -> str:
+    return f"{n or 'no'} {what}{'s' if n != 1 else ''}"
+
+
+def bind_signature(el: Elaborator, fn: FnValue, ca: CallArgs, span: Span) -> tuple[Scope, Signature]:
+    """The scope of a call's body: parameters as their types want them, dims bound."""
+    decl = fn.decl
+    what = fn_text(fn)
+    scope = Scope(fn.scope)
+    sig = Signature(el, scope)
+    bound = bind_params(el, what, decl.params, ca, span, decl.name_span if isinstance(decl, A.FnDef) else decl.span)
+    for p, v, _ in bound:
+        if v is not MISSING and p.type is None:
+            scope.bind(p.name, v, p.span)
+    for p, v, at in bound:
+        given = v is not MISSING
+        if not given:
+            v = el.key(span) if p.default is None else el.value(p.default, Scope(fn.scope, {**sig.dims, **scope.names}))
+        elif p.type is None:
+            continue
+        if p.type is not None:
+            v = sig.match(p.type, v, at, f"argument `{p.name}` of {what}", broadcast=not given)
+        scope.bind(p.name, v, p.span)
+    sig.settle()
+    for name, n in sig.dims.items():
+        scope.names.setdefault(name, n)
+    return scope, sig
+
+
+def fn_text(fn: FnValue) -> str:
+    """A function in a message."""
+    if fn.owner is not None and fn.name is None:
+        return f"`{fn.owner.label or fn.owner.cls.name}`"
+    return f"`{fn.name}`" if fn.name else "this function"
+
+
+# ---- calling anything -------------------------------------------------------------------------------------------------
+
+def call(el: Elaborator, f: object, ca: CallArgs, span: Span) -> object:
+    """The value of `f(...)`."""
+    if isinstance(f, FnValue):
+        return call_fn(el, f, ca, span)
+    if isinstance(f, Builtin):
+        return call_builtin(el, f, ca, span)
+    if isinstance(f, LayerInstance):
+        return call_layer(el, f, ca, span)
+    if isinstance(f, LayerClass):
+        from .layers import instantiate
+        return instantiate(el, f, ca, span)
+    if isinstance(f, DType):
+        if len(ca.pos) != 1 or ca.kw or not (isinstance(ca.pos[0], Value) or is_weak(ca.pos[0])):
+            el.fail(span, f"`{f}(x)` converts one tensor")
+        try:
+            return cast(el.b(span), ca.pos[0], f)
+        except (TypeMismatch, OverflowError, ValueError) as e:
+            el.fail(span, str(e))
+    if isinstance(f, Transform):
+        return f.call(el, ca, span)
+    if isinstance(f, Tree):
+        with overlay(el, f.values):
+            return call_layer(el, f.layer, ca, span)
+    if isinstance(f, QuantType) and f.name == "pow2" and f.bits is None:
+        if len(ca.pos) != 1 or not isinstance(ca.pos[0], int):
+            el.fail(span, "`pow2(n)` needs the number of exponents")
+        return QuantType("pow2", ca.pos[0])
+    if isinstance(f, list | tuple) and f and all(_applies(x) for x in f):
+        for g in f:                                            # a list of layers: in order
+            out = call(el, g, ca, span)
+            ca = CallArgs.of([out], span)
+        return out
+    if isinstance(f, list) and not f and len(ca.pos) == 1:
+        return ca.pos[0]
+    el.fail(span, f"{describe(f)} cannot be called")
+
+
+def _applies(x: object) -> bool:
+    return isinstance(x, FnValue | Builtin | LayerInstance | Transform | Tree) or isinstance(x, list) and all(_applies(y) for y in x)
+
+
+class overlay:
+    """Cells have other values for a while; what is written to *other* cells stays."""
+
+    def __init__(self, el: Elaborator, values: dict[Cell, Value]):
+        self.frame, self.values = el.frame, values
+
+    def __enter__(self):
+        cells = self.frame.cells
+        self.saved = {c: cells.get(c) for c in self.values}
+        cells.update(self.values)
+
+    def __exit__(self, *exc):
+        cells = self.frame.cells
+        for c, v in self.saved.items():
+            if v is None:
+                cells.pop(c, None)
+            else:
+                cells[c] = v
+
+
+def call_layer(el: Elaborator, inst: LayerInstance, ca: CallArgs, span: Span) -> object:
+    if inst.forward is None:
+        near = ", ".join(f"`{m}`" for m in inst.methods)
+        el.fail(span, f"layer {inst.cls.name} has no `fn (..)`, so it cannot be called", hint=f"it has {near}" if near else None)
+    return call_fn(el, inst.forward, ca, span)
+
+
+# ---- operations -------------------------------------------------------------------------------------------------------
+
+ALIASES = {"axis": "dim", "keepdims": "keepdim", "input": "x", "dims": "dim", "other": "y", "a": "x", "axes": "dim"}
+
+
+class BuiltinContext:
+    """What an operation's implementation gets first: the elaborator, the call's span, the spans of its arguments."""
+
+    __slots__ = ("el", "span", "spans", "name")
+
+    def __init__(self, el: Elaborator, span: Span, spans: dict[str, Span], name: str):
+        self.el, self.span, self.spans, self.name = el, span, spans, name
+
+    @property
+    def b(self):
+        return self.el.b(self.span)
+
+    def fail(self, message: str, arg: str | None = None, **parts):
+        self.el.fail(self.spans.get(arg, self.span), message, **parts)
+
+    def op(self, name: str, operands=(), attrs: dict | None = None) -> Value:
+        return self.b.op(name, operands, attrs).result
+
+    def call(self, f: object, *args) -> object:
+        """Calls a function value."""
+        return call(self.el, f, CallArgs.of(args, self.span), self.span)
+
+    def tensor(self, v: object, arg: str = "x", dtype: DType | None = None) -> Value:
+        """An argument as a tensor (numbers become scalars)."""
+        if isinstance(v, Value):
+            return v
+        if not is_weak(v):
+            self.fail(f"`{arg}` of `{self.name}` is {describe(v)}, expected a tensor", arg,
+                      hint="`tensor([..])` makes a tensor of numbers, `stack([..])` of tensors" if isinstance(v, list | tuple) else None)
+        return as_tensor(self.b, v, dtype)
+
+    def float(self, v: object, arg: str = "x") -> Value:
+        """An argument as a float tensor; integers become f32."""
+        v = self.tensor(v, arg)
+        return to_float(self.b, v)
+
+    def int(self, v: object, arg: str) -> int:
+        """A compile-time whole number (maybe a dim)."""
+        n = None if isinstance(v, Value) else as_size(v)
+        if n is None:
+            self.fail(f"`{arg}` of `{self.name}` is a whole number known when compiling, got {describe(v)}", arg)
+        return n
+
+    def flag(self, v: object, arg: str) -> bool:
+        if not isinstance(v, bool):
+            self.fail(f"`{arg}` of `{self.name}` is true or false, got {describe(v)}", arg)
+        return v
+
+    def choice(self, v: object, arg: str, *allowed: str) -> str:
+        if v not in allowed:
+            near = did_you_mean(v, allowed) if isinstance(v, str) else None
+            self.fail(f"`{arg}` of `{self.name}` is one of {', '.join(repr(a) for a in allowed)}, got {describe(v)}".replace("'", '"'), arg,
+                      hint=f'did you mean "{near}"?' if near else None)
+        return v
+
+    def shape(self, v: object, arg: str = "size") -> tuple:
+        """Sizes known when compiling."""
+        items = v if isinstance(v, list | tuple) else [v]
+        out = tuple(self.int(n, arg) for n in items)
+        for n in out:
+            if isinstance(n, int) and n < 0:
+                self.fail(f"a size cannot be negative: {n}", arg)
+        return out
+
+    def dim(self, v: object, rank: int, arg: str = "dim") -> int:
+        """A dim, counted from the end where negative."""
+        d = self.int(v, arg)
+        if not isinstance(d, int) or not -rank <= d < rank:
+            self.fail(f"`{arg} = {d}` is out of range for {rank} dimension{'s' if rank != 1 else ''}", arg)
+        return d % rank
+
+    def dims(self, v: object, rank: int, arg: str = "dim") -> list[int]:
+        """Several dims; none means all."""
+        if v is None:
+            return list(range(rank))
+        items = v if isinstance(v, list | tuple) else [v]
+        out = [self.dim(d, rank, arg) for d in items]
+        if len(set(out)) != len(out):
+            self.fail(f"`{arg}` names a dimension twice", arg)
+        return sorted(out)
+
+    def dtype(self, v: object, arg: str = "dtype") -> DType:
+        if not isinstance(v, DType):
+            self.fail(f"`{arg}` of `{self.name}` is a type such as f32, got {describe(v)}", arg)
+        return v
+
+
+def call_builtin(el: Elaborator, f: Builtin, ca: CallArgs, span: Span) -> object:
+    params = f.params
+    args: list = []
+    spans: dict[str, Span] = {}
+    if f.variadic:
+        args = list(ca.pos)
+        spans = {str(i): s for i, s in enumerate(ca.spans)}
+        kwargs = dict(ca.kw)
+    else:
+        if len(ca.pos) > len(params):
+            el.fail(ca.spans[len(params)], f"`{f.name}` takes {_count(len(params), 'argument')}, got {len(ca.pos) + len(ca.kw)}",
+                    hint=f"its parameters are: {', '.join(params)}" if params else None)
+        values = dict(zip(params, ca.pos))
+        spans = dict(zip(params, ca.spans))
+        for name, v in ca.kw.items():
+            key = name
+            if key not in params and ALIASES.get(key) in params:
+                key = ALIASES[key]
+            if key not in params:
+                near = did_you_mean(name, params)
+                el.fail(ca.kw_spans[name], f"`{f.name}` has no parameter `{name}`",
+                        hint=f"did you mean `{near}`?" if near else f"its parameters are: {', '.join(params)}")
+            if key in values:
+                el.fail(ca.kw_spans[name], f"argument `{name}` of `{f.name}` is given twice")
+            values[key] = v
+            spans[key] = ca.kw_spans[name]
+        kwargs = {}
+        for i, p in enumerate(params):
+            if p in values:
+                args.append(values[p])
+            elif i >= f.required:
+                args.append(f.defaults[p])
+            else:
+                el.fail(span, f"`{f.name}` needs argument `{p}`", hint=f"its parameters are: {', '.join(params)}")
+    cx = BuiltinContext(el, span, spans, f.name)
+    frame = el.frame
+    expected = None
+    if frame is not None:
+        expected = frame.expected
+        if not f.draws:
+            frame.expected = None
+    try:
+        return f.run(cx, *args, **kwargs)
+    except TypeMismatch as e:
+        at = [cx.spans.get(p) for p in params[:2]]
+        where = [(s, describe(v)) for s, v in zip(at, args) if s is not None and isinstance(v, Value)]
+        el.fail(span, f"{f.name}: {e}", hint=e.hint, marks=where)
+    except (ZeroDivisionError, OverflowError) as e:
+        el.fail(span, f"{f.name}: {e}")
+    finally:
+        if frame is not None:
+            frame.expected = expected
+
+
+# ---- functions of the program -----------------------------------------------------------------------------------------
+
+def call_fn(el: Elaborator, fn: FnValue, ca: CallArgs, span: Span) -> object:
+    expected = None
+    frame = el.frame
+    if frame is not None:
+        expected, frame.expected = frame.expected, None
+    scope, sig = bind_signature(el, fn, ca, span)
+    if frame is None or fn.inline or expected is not None:
+        return inline(el, fn, scope, sig, span, expected)
+    insts: list[LayerInstance] = []
+    leaves: list[Value] = []
+    names = [p.name for p in fn.decl.params]
+    try:
+        keys = tuple([abstract(el, scope.names[n], leaves, insts) for n in names])
+    except NeedsInline:
+        return inline(el, fn, scope, sig, span, None)
+    owner = fn.owner
+    if owner is None and not leaves and not insts:
+        return inline(el, fn, scope, sig, span, None)
+    if owner is not None and holds_closures(owner):
+        return inline(el, fn, scope, sig, span, None)
+    cells: dict[Cell, None] = {}
+    roots = [] if owner is None else [owner]
+    for inst in [*roots, *insts]:
+        for _, slot in inst.cells:
+            cells[slot] = None
+        for signal in inst.signals():
+            cells[signal] = None
+    cell_list = list(cells)
+    key = (id(fn.decl), id(fn.scope) if owner is None else owner.key, frame.training, keys, len(cell_list), _watch_key([*roots, *insts]),
+           tuple(map(id, insts)))
+    info = el.memo.get(key)
+    if info is None:
+        info = elaborate(el, fn, scope, sig, names, insts, cell_list, span)
+        if info is None:
+            return inline(el, fn, scope, sig, span, None)
+        el.memo[key] = info
+    return emit_call(el, fn, info, cell_list, leaves, span)
+
+
+def _watch_key(insts: list[LayerInstance]) -> tuple:
+    return tuple((i, s.name) for i, s in enumerate(s for inst in insts for s in inst.signals()))
+
+
+def abstract(el: Elaborator, v: object, leaves: list[Value], insts: list[LayerInstance]) -> object:
+    """A hashable stand-in for an argument in the memo's key; collects its tensors and layers."""
+    if isinstance(v, Value):
+        leaves.append(v)
+        return v.type
+    if isinstance(v, tuple | list):
+        return (type(v).__name__, *[abstract(el, x, leaves, insts) for x in v])
+    if isinstance(v, LayerInstance):
+        insts.append(v)
+        return v.key
+    if isinstance(v, Tree):
+        leaves.extend(v.values.values())
+        return ("tree", id(v.layer))
+    if isinstance(v, FnValue | Transform):
+        if captures(v):
+            raise NeedsInline
+        return v
+    if isinstance(v, RangeValue):
+        if not v.is_static:
+            raise NeedsInline
+        return ("range", v.start, v.stop)
+    if isinstance(v, Reversed):
+        raise NeedsInline
+    return (type(v).__name__, v)
+
+
+def captures(v: object) -> bool:
+    """Whether a compile-time value holds run-time ones: a closure over tensors, a layer."""
+    if isinstance(v, Value | Cell | LayerInstance | Tree):
+        return True
+    if isinstance(v, tuple | list):
+        return any(captures(x) for x in v)
+    if isinstance(v, Transform):
+        return any(captures(x) for x in v.captured())
+    if isinstance(v, FnValue):
+        if v.owner is not None:
+            return True
+        if not v.inline:
+            return False
+        bound = {p.name for p in v.decl.params}
+        for node in A.walk(v.decl.body):
+            if isinstance(node, A.Name) and node.id not in bound:
+                bound.add(node.id)
+                found = v.scope.lookup(node.id)
+                if found is not MISSING and found is not POISON and found is not v and captures(found):
+                    return True
+    return False
+
+
+def holds_closures(inst: LayerInstance) -> bool:
+    """Whether a layer was given closures over run-time values (possible where layers are made inside functions)."""
+    if "closures" not in inst.extras:
+        inst.extras["closures"] = any(
+            captures(f) for _, i in inst.walk() for a in i.args.values() for f in _functions(a))
+    return inst.extras["closures"]
+
+
+def _functions(v: object):
+    if isinstance(v, FnValue | Transform):
+        yield v
+    elif isinstance(v, tuple | list):
+        for x in v:
+            yield from _functions(x)
+
+
+def inline(el: Elaborator, fn: FnValue, scope: Scope, sig: Signature, span: Span, expected: TensorType | None) -> object:
+    """The body, evaluated right here."""
+    frame = el.frame
+    enter(el, fn, span, check=frame is None or not fn.inline and expected is None and not any(
+        isinstance(v, FnValue) for v in scope.names.values()))
+    before = len(el.diags.items)
+    yields = None
+    if frame is not None:
+        yields, frame.yields = frame.yields, None
+    try:
+        value = run_body(el, fn, scope, sig, expected)
+    finally:
+        el.active.pop()
+        if frame is not None:
+            frame.yields = yields
+            frame.expected = expected
+        place_errors(el, fn, before, span)
+    return value
+
+
+def enter(el: Elaborator, fn: FnValue, span: Span, check: bool = True) -> None:
+    """Notes that a function is being elaborated; a diagnostic when it is already."""
+    ident = (id(fn.decl), id(fn.owner) if fn.owner is not None else None)
+    name = fn_name(fn)
+    if check:
+        for k, (other, _, _) in enumerate(el.active):
+            if other == ident:
+                cycle = [n for _, n, _ in el.active[k:]] + [name]
+                el.fail(span, f"`{name}` calls itself: {' -> '.join(cycle)}", hint="functions cannot be recursive; `while` and `scan` repeat")
+    if len(el.active) >= MAX_CALLS:
+        el.fail(span, f"more than {MAX_CALLS} calls inside each other: ... -> {' -> '.join(n for _, n, _ in el.active[-3:])} -> {name}",
+                hint="functions cannot be recursive; `while` and `scan` repeat")
+    el.active.append((ident, name, span))
+
+
+def fn_name(fn: FnValue) -> str:
+    if fn.owner is not None:
+        return f"{fn.owner.cls.name}.{fn.name or 'forward'}"
+    return fn.name or "fn"
+
+
+def run_body(el: Elaborator, fn: FnValue, scope: Scope, sig: Signature, expected: TensorType | None = None) -> object:
+    """Evaluates a function's body in the bound scope and checks its result."""
+    decl, owner = fn.decl, fn.owner
+    watch = owner if owner is not None and fn.name is None and owner.watched else None
+    if watch is not None and "pre" in watch.watched and decl.params:
+        from .layers import write_signal
+        write_signal(el, watch, "pre", scope.names[decl.params[0].name], decl.span)
+    frame = el.frame
+    if frame is not None:
+        frame.expected = expected
+    value = el.run_block(decl.body.stmts, scope, watch)
+    if frame is not None:
+        frame.expected = None
+    if decl.result is not None:
+        if value is UNIT:
+            span, message = no_value(decl.body)
+            el.fail(span, message.replace("a value is expected here, but", f"{fn_text(fn)} declares a result, but"),
+                    notes=[(decl.result.span, "declared here")])
+        last = decl.body.value
+        if not (expected is not None and _is_any(decl.result)):
+            value = sig.match(decl.result, value, last.span if last is not None else decl.body.span,
+                              f"the result of {fn_text(fn)}", result=True)
+    if watch is not None and "out" in watch.watched:
+        from .layers import write_signal
+        write_signal(el, watch, "out", value[0] if isinstance(value, tuple) else value, decl.span)
+    return value
+
+
+def _is_any(t: A.Type) -> bool:
+    """`f32[..]`: any shape; a number returned for it stays one."""
+    return isinstance(t, A.TensorType) and t.dims is not None and len(t.dims) == 1 and isinstance(t.dims[0], A.Pack)
+
+
+def elaborate(el: Elaborator, fn: FnValue, scope: Scope, sig: Signature, names: list[str], insts: list[LayerInstance],
+              cells: list[Cell], span: Span) -> FuncInfo | None:
+    """Makes the IR function of a specialisation; None when its result cannot leave it (a closure)."""
+    owner, decl = fn.owner, fn.decl
+    outer = el.frame
+    roots = [("", owner)] if owner is not None else []
+    for n in names:                                            # a plain function sees a layer under its caller's path
+        v = scope.names[n]
+        if isinstance(v, LayerInstance):
+            path = outer.path_of(v) if owner is None else None
+            roots.append((n if path is None else path, v))
+    frame = Frame(fn_name(fn), training=outer.training, plain=owner is None, roots=roots)
+    args: list[Value] = []
+    inner = Scope(fn.scope, dict(scope.names))
+    inner.spans = scope.spans
+    for p in decl.params:
+        v = rebuild(scope.names[p.name], frame, args, p.name)
+        inner.names[p.name] = v
+        if is_key(p) and isinstance(v, Value):
+            frame.key = v
+    inner_sig = Signature(el, inner)
+    inner_sig.dims, inner_sig.packs, inner_sig.dtypes, inner_sig.origins = sig.dims, sig.packs, sig.dtypes, sig.origins
+    enter(el, fn, span)
+    before, errors = len(el.diags.items), len(el.diags.errors)
+    try:
+        with el.in_frame(frame):
+            value = run_body(el, fn, inner, inner_sig)
+    except CompileError as e:
+        el.diags.extend(e)
+    finally:
+        el.active.pop()
+        place_errors(el, fn, before, span)
+    if len(el.diags.errors) > errors:
+        raise Poisoned
+    spec, results = flatten(value)
+    if any(isinstance(s, FnValue | Transform) and captures(s) for s in statics(spec)):
+        return None
+    return finish(el, fn, frame, spec, results, args, cells)
+
+
+def rebuild(v: object, frame: Frame, args: list[Value], name: str) -> object:
+    """An argument as the callee sees it: its tensors become the function's arguments."""
+    if isinstance(v, Value):
+        a = Value(v.type, frame.block, name)
+        args.append(a)
+        return a
+    if isinstance(v, tuple | list):
+        return type(v)(rebuild(x, frame, args, f"{name}.{i}") for i, x in enumerate(v))
+    if isinstance(v, Tree):
+        paths = {s: p for p, s in v.layer.cells}
+        return Tree(v.layer, {s: rebuild(x, frame, args, f"{name}.{paths[s]}") for s, x in v.values.items()})
+    return v
+
+
+def finish(el: Elaborator, fn: FnValue, frame: Frame, spec: tuple, results: list[Value], args: list[Value],
+           cells: list[Cell]) -> FuncInfo:
+    """Closes a function: arguments in order, return, registration."""
+    whole = fn.owner is not None and fn.name is None
+    paths = {s: p for p, s in fn.owner.cells} if fn.owner is not None else {}
+    own = {s for s in paths if s.kind != "cache"} if whole else ()
+    index = {c: i for i, c in enumerate(cells)}
+    for c in [*frame.cells, *frame.arg_cells]:
+        if c not in index:
+            raise AssertionError(f"{frame.name} uses {c} of an outer function")
+    reads, func_args, cell_types = [], [], {}
+    for i, c in enumerate(cells):
+        v = frame.arg_cells.get(c)
+        if v is None and c in own:
+            v = frame.take_argument(c, c.type, c.name)
+        if v is not None:
+            v.name = paths.get(c, v.name)
+            reads.append(i)
+            func_args.append(v)
+        if c.type is None and c in el.cell_types:
+            cell_types[i] = el.cell_types[c]
+    writes = [i for i, c in enumerate(cells) if c in frame.cells]
+    written = [frame.cells[cells[i]] for i in writes]
+    func_args += args
+    if frame.key_is_argument:
+        func_args.append(frame.key)
+    func = make_func(el, frame, frame.name, func_args, [*results, *written], fn.decl.span)
+    names = [cells[i].name for i in writes if not isinstance(cells[i], Slot)]
+    return FuncInfo(func.name, spec, func.result_types, reads, writes, frame.key_is_argument, cell_types, names, (fn, fn.owner))
+
+
+def make_func(el: Elaborator, frame: Frame, name: str, args: list[Value], results: list[Value], span: Span | None,
+              attrs: dict | None = None) -> Func:
+    """The finished IR function of a frame, added to the module."""
+    func = Func(el.module.unique_name(name), loc=Loc(*span) if span is not None else None)
+    func.body = frame.block
+    frame.block.args = list(args)
+    frame.b.loc = func.loc
+    frame.b.op("func.return", list(results))
+    func.result_types = [v.type for v in results]
+    func.attrs = {"arg_names": [a.name or "" for a in args], **(attrs or {})}
+    return el.module.add(func)
+
+
+def emit_call(el: Elaborator, fn: FnValue, info: FuncInfo, cells: list[Cell], leaves: list[Value], span: Span) -> object:
+    frame = el.frame
+    operands = []
+    for i, t in info.cell_types.items():
+        cell = cells[i]
+        if el.cell_types.setdefault(cell, t) != t:
+            el.fail(span, f"cache `{cell.name}` is {el.cell_types[cell]} in another call, {t} in this one")
+    for i in info.reads:
+        c = cells[i]
+        v = frame.value_of(c)
+        operands.append(v if v is not None else frame.take_argument(c, c.type or el.cell_types[c], c.name))
+    operands += leaves
+    if info.needs_key:
+        operands.append(el.key(span, draw=False))
+    attrs: dict = {"callee": info.name, "result_types": list(info.types)}
+    if fn.owner is not None:
+        attrs["instance"] = frame.path_of(fn.owner) or ""
+        if info.signal_names:
+            attrs["signals"] = list(info.signal_names)
+    results = el.b(span).op("func.call", operands, attrs).results
+    n = len(info.types) - len(info.writes)
+    for i, v in zip(info.writes, results[n:]):
+        c = cells[i]
+        if not isinstance(c, Slot) and c in frame.cells:
+            twice(el, c, span)
+        frame.write(c, v)
+    return unflatten(info.spec, results[:n])
+
+
+def twice(el: Elaborator, signal: Cell, span: Span) -> None:
+    el.fail(span, "this layer is called twice in a step, so a rule cannot tell which call to learn from",
+            hint="concatenate the two inputs in the batch and call it once")
+
+
+def place_errors(el: Elaborator, fn: FnValue, before: int, span: Span) -> None:
+    """Errors inside the library are shown at the user's call; others say which call led to them."""
+    if fn.decl.span.file == span.file:
+        std = False
+    else:
+        std = fn.decl.span.file.startswith("std/") and not span.file.startswith("std/")
+    items = el.diags.items
+    for k in range(before, len(items)):
+        d = items[k]
+        if std and d.span is not None and d.span.file.startswith("std/"):
+            items[k] = Diagnostic(d.severity, span, f"in {fn_text(fn)}: {d.message}",
+                                  [(d.span, "this operation of the library"), *[n for n in d.notes if n[0] is None]], None, d.hint)
+        elif d.span is not None and d.span.file == fn.decl.span.file and not isinstance(fn.decl, A.Lambda) and sum(
+                1 for _, text in d.notes if text.startswith("in this call")) < 2 and d.span != span:
+            d.notes.append((span, f"in this call of {fn_text(fn)}"))
+
+
+def key_type() -> TensorType:
+    return TensorType(u64)
+
+
+Elaborator.call = lambda self, f, ca, span: call(self, f, ca, span)

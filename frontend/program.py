@@ -1,0 +1,230 @@
+"""Programs: files, what they import, and the scope of top-level names.  No evaluation here: `let`s are evaluated on demand by
+whoever elaborates.
+
+The prelude (initialisers, optimisers, schedules, rules of std/*.nn) is known without an import.  Its files are parsed only
+when one of their names is used; a scan for `fn NAME`, `rule NAME` at line starts tells which.
+"""
+from __future__ import annotations
+
+import functools
+import os
+import re
+from pathlib import Path
+
+from ..compiler.diagnostics import Diagnostics, Span, did_you_mean, error
+from . import ast as A
+from .parse import parse, parse_file
+from .values import FnValue, LayerClass, Lazy, Namespace, RuleValue, Scope
+
+STD = Path(__file__).with_name("std")
+PRELUDE = ("init.nn", "optim.nn", "rules.nn")
+_ITEM = re.compile(r"^(?:nonlocal[ \t]+)?(?:fn|rule|layer|let)[ \t]+(\w+)", re.M)
+
+
+class SourceModule:
+    """One file: its tree and the scope of its top-level names (imported ones are in a scope around it)."""
+
+    def __init__(self, tree: A.Module, outer: Scope, is_std: bool = False):
+        self.tree, self.file, self.is_std = tree, tree.file, is_std
+        self.imports = Scope(outer)
+        self.scope = Scope(self.imports)
+        self.items: dict[str, A.Node] = {}
+        self.imported: list[SourceModule] = []
+
+
+class Program:
+    """A program: its main module and all it imports.  `blocks` are the train and run blocks by name, in order."""
+
+    def __init__(self, main: SourceModule):
+        self.main = main
+        self.blocks: dict[str, A.Train | A.Run] = {}
+        for item in main.tree.items:
+            if isinstance(item, A.Train | A.Run):
+                self.blocks[item.name] = item
+
+    @property
+    def file(self) -> str:
+        return self.main.file
+
+    @property
+    def scope(self) -> Scope:
+        return self.main.scope
+
+    @property
+    def functions(self) -> dict[str, A.FnDef]:
+        return {n: i for n, i in self.main.items.items() if isinstance(i, A.FnDef)}
+
+    @property
+    def layers(self) -> dict[str, A.Layer]:
+        return {n: i for n, i in self.main.items.items() if isinstance(i, A.Layer)}
+
+
+def load(path_or_source: str | os.PathLike, text: str | None = None) -> Program:
+    """Reads and parses a program and what it imports.  `path_or_source` is a path, or the program's text itself; with `text`
+    given, that is the source and `path_or_source` its name."""
+    problems = Diagnostics()
+    if text is None:
+        source = os.fspath(path_or_source)
+        if "\n" in source or "{" in source:
+            tree, base = parse(source), Path(".")
+        else:
+            tree, base = parse_file(source), Path(source).parent
+    else:
+        name = os.fspath(path_or_source)
+        tree, base = parse(text, name), Path(name).parent
+    main = _module(tree, base, prelude_scope(), [], {}, problems)
+    problems.raise_if_errors()
+    return Program(main)
+
+
+def _module(tree: A.Module, base: Path, outer: Scope, chain: list[str], done: dict[str, SourceModule],
+            problems: Diagnostics, is_std: bool = False) -> SourceModule:
+    module = SourceModule(tree, outer, is_std)
+    for item in tree.items:
+        if isinstance(item, A.Import):
+            imported = _import(item, tree.file, base, outer, chain, done, problems)
+            if imported is None:
+                continue
+            module.imported.append(imported)
+            if item.alias:
+                module.imports.bind(item.alias, Namespace(item.alias, imported.scope), item.span)
+                continue
+            for name, v in imported.scope.names.items():
+                # looked up through the module it belongs to, so that a `let` is evaluated there, once
+                module.imports.bind(name, Lazy(functools.partial(imported.scope.lookup, name)) if type(v) is Lazy else v,
+                                    imported.scope.spans.get(name))
+    for item in tree.items:
+        _declare(module, item, problems)
+    return module
+
+
+def _declare(module: SourceModule, item: A.Node, problems: Diagnostics) -> None:
+    scope = module.scope
+    if isinstance(item, A.Import | A.Train | A.Run):
+        if not isinstance(item, A.Import):
+            _once(module, item.name, item, item.name_span, problems)
+        return
+    if isinstance(item, A.Let):
+        module_let(scope, item)
+        return
+    name, span = item.name, item.name_span
+    if not _once(module, name, item, span, problems):
+        return
+    if isinstance(item, A.FnDef):
+        scope.bind(name, FnValue(item, scope, name), span)
+    elif isinstance(item, A.Layer):
+        scope.bind(name, LayerClass(item, scope), span)
+    elif isinstance(item, A.Rule):
+        scope.bind(name, RuleValue(item, scope), span)
+
+
+def _once(module: SourceModule, name: str, item: A.Node, span: Span, problems: Diagnostics) -> bool:
+    if name in module.items:
+        first = module.items[name]
+        problems.error(span, f"`{name}` is defined twice", notes=[(first.name_span, "first here")])
+        return False
+    module.items[name] = item
+    return True
+
+
+def module_let(scope: Scope, item: A.Let) -> None:
+    """Binds the names of a top-level `let`: the value is computed when one of them is first used."""
+    from .elaborator import evaluate_constant
+
+    def bind(pattern: A.Pattern, path: tuple[int, ...]) -> None:
+        if isinstance(pattern, A.NamePattern):
+            if pattern.name != "_":
+                scope.bind(pattern.name, Lazy(functools.partial(evaluate_constant, item, scope, path)), pattern.span)
+        else:
+            for i, p in enumerate(pattern.items):
+                bind(p, (*path, i))
+
+    bind(item.pattern, ())
+
+
+# ---- imports ----------------------------------------------------------------------------------------------------------
+
+def _import(item: A.Import, file: str, base: Path, outer: Scope, chain: list[str], done: dict[str, SourceModule],
+            problems: Diagnostics) -> SourceModule | None:
+    path = item.path
+    if path.startswith("std/"):
+        name = path[4:]
+        if name not in std_files():
+            near = did_you_mean(path, ["std/" + f for f in std_files()])
+            problems.error(item.path_span, f"there is no library file `{path}`", hint=f"did you mean `{near}`?" if near else
+                           "the library holds " + ", ".join("std/" + f for f in std_files()))
+            return None
+        return std_module(name)
+    target = base / path
+    key = os.path.realpath(target)
+    if key in chain or key == os.path.realpath(file):
+        names = [os.path.basename(p) for p in chain[chain.index(key):]] if key in chain else []
+        problems.error(item.path_span, "files import each other in a circle: " + " -> ".join(
+            [*names, os.path.basename(file), os.path.basename(key)][-6:]))
+        return None
+    if key in done:
+        return done[key]
+    if not target.is_file():
+        problems.error(item.path_span, f"cannot find `{path}`", hint=f"it is looked for next to {os.path.basename(file)}"
+                       + ("; library files start with `std/`" if (STD / os.path.basename(path)).exists() else ""))
+        return None
+    tree = parse_file(target, os.path.normpath(target))
+    module = _module(tree, target.parent, outer, [*chain, os.path.realpath(file)], done, problems)
+    done[key] = module
+    return module
+
+
+@functools.cache
+def std_files() -> tuple[str, ...]:
+    """The library's file names."""
+    return tuple(sorted(p.name for p in STD.glob("*.nn")))
+
+
+@functools.cache
+def std_module(name: str) -> SourceModule:
+    """A library file, parsed once per process."""
+    text = (STD / name).read_text(encoding="utf-8")
+    problems = Diagnostics()
+    module = _module(parse(text, f"std/{name}"), STD, prelude_scope(), [], {}, problems, is_std=True)
+    problems.raise_if_errors()
+    return module
+
+
+@functools.cache
+def prelude_scope() -> Scope:
+    """Operations and types, and around every program: initialisers, optimisers, schedules and rules of the library."""
+    from .builtins import builtin_scope
+
+    scope = Scope(builtin_scope())
+    for file in PRELUDE:
+        path = STD / file
+        if not path.exists():
+            continue
+        for name in _ITEM.findall(path.read_text(encoding="utf-8")):
+            scope.names.setdefault(name, Lazy(functools.partial(_from_prelude, file, name)))
+    return scope
+
+
+def _from_prelude(file: str, name: str) -> object:
+    return std_module(file).scope.lookup(name)
+
+
+@functools.cache
+def library_names() -> dict[str, str]:
+    """Name -> library file, for "import "std/nn.nn"" hints."""
+    out: dict[str, str] = {}
+    for file in std_files():
+        for name in _ITEM.findall((STD / file).read_text(encoding="utf-8")):
+            out.setdefault(name, file)
+    return out
+
+
+def not_found(name: str, span: Span, scope: Scope, what: str = "name"):
+    """The error for an unknown name, with what may have been meant."""
+    file = library_names().get(name)
+    if file:
+        return error(span, f"unknown {what} `{name}`", hint=f'`{name}` is in the library: add `import "std/{file}"`')
+    near = did_you_mean(name, scope.all_names())
+    if near is None:
+        near = did_you_mean(name, library_names())
+    return error(span, f"unknown {what} `{name}`", hint=f"did you mean `{near}`?" if near else None)
