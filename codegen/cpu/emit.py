@@ -24,6 +24,15 @@ from .values import Buf, Val, num
 SINGLE_CYCLES = 5000.0       # a kernel below this runs on thread 0: a barrier costs about a fifth of it
 
 
+TIMED = ("loop.parallel", "loop.contract", "loop.copy", "loop.sort")
+
+
+def _describe(function: str, op: Op) -> str:
+    shapes = " ".join(str(v.type) for v in op.operands)
+    what = op.attrs.get("extents") or " ".join(str(op.attrs.get(x, "")) for x in ("out", "lhs", "rhs"))
+    return f"@{function} {op.name} {what} {shapes}" + (f" at {op.loc}" if op.loc else "")
+
+
 def n_inputs(func: Func) -> int:
     return func.attrs.get("n_inputs", len(func.args))
 
@@ -31,8 +40,10 @@ def n_inputs(func: Func) -> int:
 class Emitter:
     """One module of the loop stage to one LLVM module. After `run`: text, errors, constants, and per function what it takes."""
 
-    def __init__(self, module: Module, target: CpuTarget, team: int):
+    def __init__(self, module: Module, target: CpuTarget, team: int, profile: bool = False):
         self.module, self.target, self.team = module, target, team
+        self.profile = profile
+        self.steps: list[str] = []                       # with profile: what each counter of `engram_profile` counts
         self.text = Text(target)
         self.errors = Errors()
         self.kernels: dict[str, str] = {}                # text -> name
@@ -120,6 +131,22 @@ class _Host(Body):
             for i in position.get(a.place.root, ()):
                 self.params[i] = self.params.get(i, False) or a.write
         return Summary(self.params, self.func.attrs.get("arena", 0), self.single)
+
+    def op(self, op: Op) -> None:
+        if not self.e.profile or op.name not in TIMED:
+            super().op(op)
+            return
+        f = self.f
+        clock = f.module.intrinsic("i64", "llvm.readcyclecounter")
+        at = len(self.e.steps)
+        self.e.steps.append(_describe(self.func.name, op))
+        f.module.declare("@engram_profile = external global i8")
+        start = f.op(f"call i64 {clock}()")
+        super().op(op)
+        spent = f.isub(f.op(f"call i64 {clock}()"), start)
+        with f.when(f.icmp("eq", "%tid", "0")):
+            slot = f.gep("i64", "@engram_profile", str(at))
+            f.store("i64", f.iadd(f.load("i64", slot, 8), spent), slot, 8)
 
     # ---- order between threads
 

@@ -134,15 +134,18 @@ class _Gen:
 
     # -------- the register tile
 
-    def micro(self, h: int, nw: int) -> str:
-        """C[h x nw vectors] (+)= Apanel[k][h] @ B[k][ldb]; `cols`, `rows` = what of the tile exists (masked targets)."""
-        name = f"tile_{h}x{nw}"
+    def micro(self, h: int, nw: int, packs: bool = False) -> str:
+        """C[h x nw vectors] (+)= Apanel[k][h] @ B[k][ldb]; `cols`, `rows` = what of the tile exists (masked targets).
+        With `packs`, B (a whole panel, unpacked) is also written to `packed` on the way: packing hides behind arithmetic."""
+        name = f"tile_{h}x{nw}" + ("_packing" if packs else "")
         f = Fn(self.m, f"internal void @{name}(i64 %k, ptr noalias %a, ptr noalias %b, i64 %ldb, ptr noalias %c, "
-                       "i64 %ldc, i64 %cols, i64 %rows, i1 %first)", "#2")
+                       f"i64 %ldc, i64 %cols, i64 %rows, i1 %first{', ptr noalias %packed' if packs else ''})", "#2")
         masks: list[str | None] = [None] * nw
         last: list[str | None] = [None] * nw
         if self.target.masked:
             masks = [self.mask(f, f.isub("%cols", str(j * self.w))) for j in range(nw)]
+            if packs:
+                masks = ["splat (i1 true)"] * nw
             full = f.op(f"icmp sge i64 %rows, {h}")
             last = [f.op(f"select i1 {full}, <{self.w} x i1> {m}, <{self.w} x i1> zeroinitializer") for m in masks]
         rows = ["%c"]
@@ -151,10 +154,6 @@ class _Gen:
 
         def at(i: int, j: int) -> tuple[str, str | None]:
             return f.gep(self.e, rows[i], str(j * self.w)), (last if i == h - 1 else masks)[j]
-        # the tile to the right is next: its C would otherwise be waited for at its start
-        for row in rows:
-            for j in range(nw):
-                self.prefetch(f, f.gep(self.e, row, str((nw + j) * self.w)), 2)
         init, go = f.new_label("load"), f.new_label("go")
         f.branch("%first", go, init)
         f.label(init)
@@ -166,11 +165,13 @@ class _Gen:
         carried = [("ptr", "%a"), ("ptr", "%b"), *((self.v, x) for x in start)]
         ahead = f.imul("%ldb", str(PREFETCH // 2))
 
-        def step(a: str, b: str, acc: list[str]) -> list[str]:
+        def step(a: str, b: str, acc: list[str], packed: str = "") -> list[str]:
             soon = f.gep(self.e, b, ahead)                     # B's panels come from L2
             for j in range(nw):
                 self.prefetch(f, f.gep(self.e, soon, str(j * self.w)))
-            bs = [self.vload(f, f.gep(self.e, b, str(j * self.w)), masks[j]) for j in range(nw)]
+            bs = [self.vload(f, f.gep(self.e, b, str(j * self.w)), None if packs else masks[j]) for j in range(nw)]
+            for j in range(nw if packs else 0):
+                self.vstore(f, bs[j], f.gep(self.e, packed, str(j * self.w)))
             out = []
             for i in range(h):
                 x = self.splat(f, f.load(self.e, f.gep(self.e, a, str(i)), self.size))
@@ -179,7 +180,8 @@ class _Gen:
 
         with f.loop("0", "%k", carried=carried) as loop:
             a, b, *acc = loop.values
-            loop.next = [f.gep(self.e, a, str(h)), f.gep(self.e, b, "%ldb"), *step(a, b, acc)]
+            packed = f.gep(self.e, "%packed", f.imul(loop.index, str(self.t.nr))) if packs else ""
+            loop.next = [f.gep(self.e, a, str(h)), f.gep(self.e, b, "%ldb"), *step(a, b, acc, packed)]
         for i in range(h):
             for j in range(nw):
                 self.vstore(f, loop.results[2 + i * nw + j], *at(i, j))
@@ -189,14 +191,40 @@ class _Gen:
     # -------- packing
 
     def transpose(self, f: Fn, rows: list[str]) -> list[str]:
-        """lanes x lanes: log2(lanes) rounds of interleaving row i with row i + lanes/2."""
-        w, half = self.w, self.w // 2
-        lo = ", ".join(f"i32 {x}" for i in range(half) for x in (i, w + i))
-        hi = ", ".join(f"i32 {x}" for i in range(half, w) for x in (i, w + i))
-        for _ in range(w.bit_length() - 1):
-            rows = [f.op(f"shufflevector {self.v} {rows[i]}, {self.v} {rows[i + half]}, <{w} x i32> <{idx}>")
-                    for i in range(half) for idx in (lo, hi)]
-        return rows
+        """lanes x lanes: small transposes within 128-bit lanes, then of the 128-bit lanes (one-uop shuffles on x86)."""
+        w, unit = self.w, 16 // self.size
+
+        def shuffle(x: str, y: str, pick: list[int]) -> str:
+            return f.op(f"shufflevector {self.v} {x}, {self.v} {y}, <{w} x i32> <{', '.join(f'i32 {i}' for i in pick)}>")
+
+        def unpack(x: str, y: str, run: int, high: bool) -> str:
+            """Runs of `run` elements from the low or high half of every lane, alternately from x and y."""
+            pick = []
+            for lane in range(0, w, unit):
+                start = lane + (unit // 2 if high else 0)
+                for i in range(start, start + unit // 2, run):
+                    pick += [*range(i, i + run), *range(w + i, w + i + run)]
+            return shuffle(x, y, pick)
+
+        def in_lane(r: list[str]) -> list[str]:
+            if unit == 2:
+                return [unpack(r[0], r[1], 1, False), unpack(r[0], r[1], 1, True)]
+            t = [unpack(r[i], r[i + 1], 1, high) for i in (0, 2) for high in (False, True)]
+            return [unpack(t[i], t[i + 2], 2, high) for i in (0, 1) for high in (False, True)]
+
+        def lanes(vs: list[str]) -> list[str]:
+            if len(vs) == 1:
+                return vs
+            out = [""] * len(vs)
+            for odd in (0, 1):
+                pick = [i for lane in range(odd, 2 * w // unit, 2) for i in range(lane * unit, lane * unit + unit)]
+                out[odd::2] = lanes([shuffle(vs[i], vs[i + 1], pick) for i in range(0, len(vs), 2)])
+            return out
+        groups = [in_lane(rows[q:q + unit]) for q in range(0, w, unit)]
+        out = [""] * w
+        for i in range(unit):
+            out[i::unit] = lanes([g[i] for g in groups])
+        return out
 
     def pack(self, name: str, parts: int) -> None:
         """dst[k * h + i] = src[i * si + k * sk] for i < valid (what lies above is anything), k < kc. Whole vectors are
@@ -261,7 +289,25 @@ class _Gen:
         f.label(out)
         f.finish()
 
+    def whole_panels(self, f: Fn, n: str) -> str:
+        return f.imul(f.udiv(n, str(self.t.nr)), str(self.t.nr))
+
     # -------- one matrix, one thread
+
+    def packing_heights(self) -> list[int]:
+        """Heights of the panels of a matrix that is tall enough for packing B (see `few` in `single`)."""
+        return [self.t.mr - 2, self.t.mr]
+
+    def packing_tile(self, f: Fn, height: str, args: str) -> None:
+        """The first tile of a column of tiles: packs its panel of B."""
+        done = f.new_label("packed")
+        labels = {h: f.new_label("packing") for h in self.packing_heights()}
+        f.do(f"switch i64 {height}, label %{done} [ {' '.join(f'i64 {h}, label %{x}' for h, x in labels.items())} ]")
+        for h, label in labels.items():
+            f.label(label)
+            f.do(f"call void @tile_{h}x{self.t.nw}_packing({args})")
+            f.jump(done)
+        f.label(done)
 
     def call_tile(self, f: Fn, k: str, a: str, b: str, ldb: str, c: str, ldc: str, cols: str, rows: str, first: str,
                   height: str) -> None:
@@ -315,7 +361,7 @@ class _Gen:
         blocks = f.op(f"call i64 {self.m.intrinsic('i64', 'llvm.smax.i64', 'i64', 'i64')}(i64 {blocks}, i64 1)")
         kc = f.udiv(f.iadd("%k", f.isub(blocks, "1")), blocks)        # even blocks: no short last one
         # B that few rows use and that already lies contiguous is read where it is
-        few = f.op(f"icmp sle i64 %m, {2 * t.mr}")
+        few = f.icmp("sle", "%m", str(5 * t.mr))
         direct = f.both(few, f.icmp("eq", "%bcs", "1"))
         if not self.target.masked:
             direct = f.both(direct, f.icmp("eq", f.urem("%n", str(t.nr)), "0"))
@@ -327,10 +373,14 @@ class _Gen:
                 k_here = f.imin(kc, f.isub("%k", pc.index))
                 first = f.both("%overwrite", f.icmp("eq", pc.index, "0"))
                 b_block = f.gep(e, "%b", f.iadd(f.imul(pc.index, "%brs"), f.imul(jc.index, "%bcs")))
-                with f.when(f.op(f"xor i1 {direct}, true")), f.loop("0", n_here, str(t.nr)) as j:
-                    f.do(f"call void @pack_b(ptr {f.gep(e, packed_b, f.imul(j.index, k_here))}, "
-                         f"ptr {f.gep(e, b_block, f.imul(j.index, '%bcs'))}, i64 %bcs, i64 %brs, i64 {t.nr}, "
-                         f"i64 {f.isub(n_here, j.index)}, i64 {k_here})")
+                # whole panels that lie row by row are packed by the first tiles that use them
+                not_direct = f.op(f"xor i1 {f.either(few, f.icmp('ne', '%bcs', '1'))}, true")
+                unpacked = f.op(f"select i1 {not_direct}, i64 {self.whole_panels(f, n_here)}, i64 0")
+                with f.when(f.op(f"xor i1 {direct}, true")):
+                    with f.loop(unpacked, n_here, str(t.nr)) as j:
+                        f.do(f"call void @pack_b(ptr {f.gep(e, packed_b, f.imul(j.index, k_here))}, "
+                             f"ptr {f.gep(e, b_block, f.imul(j.index, '%bcs'))}, i64 %bcs, i64 %brs, i64 {t.nr}, "
+                             f"i64 {f.isub(n_here, j.index)}, i64 {k_here})")
                 with f.loop("0", "%m", str(t.mc)) as ic:
                     m_here = f.imin(str(t.mc), f.isub("%m", ic.index))
                     pairs = f.udiv(f.iadd(m_here, "1"), "2")
@@ -359,12 +409,24 @@ class _Gen:
                             packed = f.gep(e, packed_b, f.imul(j.index, k_here))
                             b_panel = f.op(f"select i1 {direct}, ptr {here}, ptr {packed}")
                             ldb = f.op(f"select i1 {direct}, i64 %brs, i64 {t.nr}")
-                            args = (k_here, a_panel, b_panel, ldb, f.gep(e, c_panel, j.index), "%ldc", cols,
-                                    f.imin(valid, height), first, height)
+                            c_tile = f.gep(e, c_panel, j.index)
+                            rows = f.imin(valid, height)
+                            args = (k_here, a_panel, b_panel, ldb, c_tile, "%ldc", cols, rows, first, height)
+                            # row 0 of the first block comes first: it finds B unpacked
+                            start = f.both(f.icmp("eq", f.iadd(ic.index, p.index), "0"), f.icmp("slt", j.index, unpacked))
+                            packs, plain, done = f.new_label("packs"), f.new_label("plain"), f.new_label("tile.done")
+                            f.branch(start, packs, plain)
+                            f.label(packs)
+                            self.packing_tile(f, height, f"i64 {k_here}, ptr {a_panel}, ptr {here}, i64 %brs, ptr {c_tile}, "
+                                              f"i64 %ldc, i64 {cols}, i64 {rows}, i1 {first}, ptr {packed}")
+                            f.jump(done)
+                            f.label(plain)
                             if self.target.masked:
                                 self.call_tile(f, *args)
                             else:
                                 self.edge_tile(f, temporary, *args)
+                            f.jump(done)
+                            f.label(done)
         f.finish()
 
     # -------- matrix-vector
@@ -570,6 +632,8 @@ class _Gen:
         for h in self.t.heights:
             for nw in sorted({1, self.t.nw}):
                 self.micro(h, nw)
+        for h in self.packing_heights():
+            self.micro(h, self.t.nw, packs=True)
         self.pack("pack_a", -(-self.t.mr // self.w))
         self.pack("pack_b", self.t.nw)
         self.single()

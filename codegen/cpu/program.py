@@ -55,16 +55,19 @@ class _Entry:
 class CpuProgram:
     """Machine code for every entry function of a module at stage loop, with planned buffers."""
 
-    def __init__(self, module: Module, threads: int | None = None):
+    def __init__(self, module: Module, threads: int | None = None, profile: bool = False):
         self.threads = threads or default_threads()
         target = host_target()
-        emitter = Emitter(module, target, self.threads)
+        emitter = Emitter(module, target, self.threads, profile)
         names = _entries(module)
         text = emitter.run(names)
         self._errors = emitter.errors.items
         self._constants = emitter.constants                     # keeps the memory alive
         imports = symbols()
         imports.update({name: value.ctypes.data for name, value in self._constants.items()})
+        self._counters = np.zeros(len(emitter.steps) + 1, np.int64)
+        self._steps = emitter.steps
+        imports["engram_profile"] = self._counters.ctypes.data
         imports.update({symbol(d): gemm_address(d, target) for d in emitter.gemms})
         used = {k: v for k, v in imports.items() if f"@{k}" in text}
         self._library = Library([compile_text(text, target)], list(emitter.entries.values()), used, target)
@@ -89,6 +92,12 @@ class CpuProgram:
 
     def to_host(self, handle: np.ndarray) -> np.ndarray:
         return handle
+
+    def profile(self) -> list[tuple[str, int]]:
+        """With profile=True: (step, thread 0's time-stamp cycles in it since the last call), waiting for others included."""
+        out = list(zip(self._steps, self._counters.tolist()))
+        self._counters[:] = 0
+        return out
 
     # ---- calls
 
