@@ -212,7 +212,7 @@ def _elaborate(el, use: RuleUse, bound, sees: list[Seen], given, label: str, spa
             bind_dotted(scope, s.name, seen)
             t = declared[s.name].type if s.name in declared else None
             if t is not None:
-                sig.match(t, v, span, f"`{s.name}`, which rule `{use.name}` sees,")
+                sig.match(t, v, declared[s.name].span, f"`{s.name}`, which rule `{use.name}` sees,")
         tensors: list[Value] = []
         for signal, v, at in given:
             name = seen_text(signal)
@@ -305,7 +305,7 @@ def place_rule_errors(el, use: RuleUse, before: int, span: Span) -> None:
         d = items[k]
         if std and d.span is not None and d.span.file.startswith("std/"):
             items[k] = Diagnostic(d.severity, span, f"in rule `{use.name}`: {d.message}",
-                                  [(d.span, "here in the library"), *[n for n in d.notes if n[0] is None]], None, d.hint)
+                                  [(d.span, "here in the library"), *[(None, text) for _, text in d.notes]], None, d.hint)
         elif not std and d.span is not None and d.span != span and not any("used here" in text for _, text in d.notes):
             d.notes.append((span, f"rule `{use.name}` is used here"))
 

@@ -1,0 +1,252 @@
+"""Learning rules of layers: written-out updates against NumPy, local losses against written-out rules, composition, mistakes."""
+import numpy as np
+import pytest
+from engram.compiler import driver
+from engram.compiler.diagnostics import CompileError
+from test_train import DATA, Run, error_of, plan_of, weights
+
+LAYERS = """
+import "std/nn.nn"
+layer Net(i, h, o) {
+  hidden = Dense(i, h)
+  out    = Linear(h, o)
+  fn (x: f32[B, i]) -> f32[B, o] { out(hidden(x)) }
+}
+layer Deep(i, h, o) {
+  body = [Dense(i, h), Dense(h, h)]
+  head = Linear(h, o)
+  fn (x: f32[B, i]) -> f32[B, o] { x |> body |> head }
+}
+rule written(classes, lr) sees pre: f32[B, i], out: f32[B, n], w: f32[i, n], b: f32[n] given label: int[B] {
+  own m: f32[classes, n] = normal(0, 1 / sqrt(n))
+  let e = (softmax(out @ m.T, dim = -1) - one_hot(label, classes)) / B
+  let d = (e @ m) * (out > 0)
+  w -= lr * pre.T @ d;  b -= lr * sum(d, dim = 0);  m -= lr * e.T @ out
+}
+rule local(classes, lr) sees out: f32[B, n] given label: int[B] {
+  own m: f32[classes, n] = normal(0, 1 / sqrt(n))
+  fn readout(h: f32[S, n]) { h @ m.T }
+  minimize cross_entropy(readout(out), label) using sgd(lr)
+}
+"""
+
+
+def net(body, **kw):
+    text = "train t {\n model = Net(6, 5, 3)\n data = dataset(\"toy\")\n batch = 8\n" + body + "\n}\n"
+    return plan_of(text, layers=kw.pop("layers", LAYERS), **kw)
+
+
+def net_error(body, layers=LAYERS):
+    return error_of("train t {\n model = Net(6, 5, 3)\n data = dataset(\"toy\")\n batch = 8\n" + body + "\n}\n", layers=layers)
+
+
+def set_slot(run, path, value):
+    run.slots[[s.path for s in run.plan.slots].index(path)] = np.asarray(value, np.float32)
+
+
+def test_hebb_is_the_formula():
+    run = Run(net("learn model.hidden by hebb(lr = 0.1, decay = 0.01)"))
+    before = weights(run)
+    x, _ = run.batch(0)
+    h = np.maximum(x @ before["hidden.w"] + before["hidden.b"], 0)
+    run.step()
+    assert np.allclose(run["model.hidden.w"], before["hidden.w"] + 0.1 * (x.T @ h / 8 - 0.01 * before["hidden.w"]), atol=1e-6)
+    assert np.array_equal(run["model.out.w"], before["out.w"])
+
+
+def test_update_is_recorded_with_its_roles():
+    plan = net("learn model.hidden by written(3, lr = 0.1 * step) given y\n learn model.out by delta(lr = 0.1) given one_hot(y, 3)")
+    ops = [op for op in plan.module.funcs["step"].walk() if op.name == "learn.update"]
+    assert [op.attrs["layer"] for op in ops] == ["model.hidden", "model.out"]
+    assert ops[0].attrs["roles"] == ["signal:pre", "signal:out", "param:model.hidden.w", "param:model.hidden.b", "given:label", "arg:lr",
+                                     "own:model.hidden.written.m"]
+    assert ops[0].attrs["writes"] == [2, 3, 6] and ops[1].attrs["rule_name"] == "delta"
+    lowered = driver.lower(plan.module, "definition")
+    report = lowered.attrs["locality"]
+    assert {r["parameter"] for r in report} == {"model.hidden.w", "model.hidden.b", "model.out.w", "model.out.b"}
+    assert all(r["verdict"] == "local" for r in report)
+    assert not any(op.name.startswith("learn.") for op in lowered.walk())
+
+
+def test_written_out_equals_its_local_loss():
+    a = Run(net("learn model.hidden by written(3, lr = 0.5) given y"))
+    b = Run(net("learn model.hidden by local(3, lr = 0.5) given label = y"))
+    set_slot(b, "model.hidden.local.m", a["model.hidden.written.m"])
+    first = a["model.hidden.w"]
+    for _ in range(4):
+        a.step()
+        b.step()
+    assert np.abs(a["model.hidden.w"] - first).max() > 1e-3
+    for x, y in (("w", "w"), ("b", "b"), ("written.m", "local.m")):
+        assert np.allclose(a[f"model.hidden.{x}"], b[f"model.hidden.{y}"], atol=1e-5), x
+
+
+def test_layers_see_the_values_of_the_steps_one_call():
+    """Learning `hidden` first changes nothing for `out`, whose signals are those of the same call."""
+    both = Run(net("learn model.hidden by hebb(0.5)\n learn model.out by delta(0.1) given one_hot(y, 3)"))
+    alone = Run(net("learn model.out by delta(0.1) given one_hot(y, 3)"))
+    both.step()
+    alone.step()
+    assert np.array_equal(both["model.out.w"], alone["model.out.w"])
+    assert not np.array_equal(both["model.hidden.w"], alone["model.hidden.w"])
+
+
+def test_the_call_may_be_written():
+    written = Run(net("let z = model(2 * x)\n learn model.hidden by hebb(0.1)\n minimize cross_entropy(z, y) wrt model.out using sgd(0.1)"))
+    before = weights(written)
+    x, _ = written.batch(0)
+    h = np.maximum(2 * x @ before["hidden.w"] + before["hidden.b"], 0)
+    written.step()
+    assert np.allclose(written["model.hidden.w"], before["hidden.w"] + 0.1 * (2 * x).T @ h / 8, atol=1e-5)
+    assert not np.array_equal(written["model.out.w"], before["out.w"])
+
+
+def test_minimize_after_learning_sees_the_new_weights():
+    run = Run(net("learn model.hidden by hebb(0.5)\n minimize cross_entropy(model(x), y) wrt model.out using sgd(0.0)"))
+    w = weights(run)
+    x, y = run.batch(0)
+    loss, = run.step()
+    w = weights(run)
+    z = np.maximum(x @ w["hidden.w"] + w["hidden.b"], 0) @ w["out.w"] + w["out.b"]
+    z = z - z.max(1, keepdims=True)
+    assert loss == pytest.approx(np.mean(np.log(np.exp(z).sum(1)) - z[np.arange(8), y]), rel=1e-4)
+
+
+def test_a_list_learns_layer_by_layer():
+    plan = plan_of("""train t { model = Deep(6, 5, 3); data = dataset("toy"); batch = 8
+      learn model.body by three_factor(3, lr = 0.1) given y
+      minimize cross_entropy(model(x), y) wrt model.head using adam(0.1)
+      measure accuracy(log_softmax(model.body[0].three_factor.readout(model.body[0](x)), dim = -1), y) }""", layers=LAYERS)
+    own = [s.path for s in plan.slots if s.kind == "own"]
+    assert "model.body.0.three_factor.m" in own and "model.body.1.three_factor.m" in own
+    assert "model.body.0.three_factor.w.sgd.v" in own and "model.body.1.three_factor.m.sgd.v" in own
+    run = Run(plan)
+    assert run["model.body.0.three_factor.m"].std() > 0 and not np.array_equal(run["model.body.0.three_factor.m"], run["model.body.1.three_factor.m"])
+    before = weights(run)
+    run.step()
+    assert all(not np.array_equal(before[k], w) for k, w in weights(run).items())
+    x = DATA["x"][:8]
+    h = np.maximum(x @ run["model.body.0.w"] + run["model.body.0.b"], 0)
+    right = (h @ run["model.body.0.three_factor.m"].T).argmax(1) == DATA["y"][:8]
+    assert run.measure()["accuracy"] == pytest.approx(right.mean())
+
+
+def test_inner_rules():
+    """three_factor with momentum is the written rule with momentum."""
+    a = Run(net("learn model.hidden by three_factor(3, lr = 0.1, momentum = 0.0) given y"))
+    b = Run(net("learn model.hidden by written(3, lr = 0.1) given y"))
+    set_slot(b, "model.hidden.written.m", a["model.hidden.three_factor.m"])
+    for _ in range(3):
+        a.step()
+        b.step()
+    assert np.allclose(a["model.hidden.w"], b["model.hidden.w"], atol=1e-6)
+    plan = net("minimize cross_entropy(model(x), y) using adamw(1e-2)")
+    assert "model.out.w.adamw.adam.m" in [s.path for s in plan.slots]
+
+
+def test_local_loss_with_an_adaptive_optimizer_and_a_wide_view():
+    run = Run(net("learn model by pred(3, lr = 0.05) given y"))
+    own = [s.path for s in run.plan.slots if s.kind == "own"]
+    assert "model.pred.m" in own and "model.pred.hidden.w.adam.m" in own and "model.pred.m.adam.t" in own
+    before = weights(run)
+    run.step()
+    assert all(not np.array_equal(before[k], w) for k, w in weights(run).items())
+
+
+def test_rule_functions_are_shared():
+    plan = plan_of("""train t { model = Deep(6, 6, 3); data = dataset("toy"); batch = 8
+      learn model.body by three_factor(3, lr = 0.1) given y }""", layers=LAYERS)
+    rules = [op.attrs["rule"] for op in plan.module.funcs["step"].walk() if op.name == "learn.update"]
+    assert len(rules) == 2 and rules[0] == rules[1]
+
+
+def test_optimizing_with_a_gradient_of_ones_own():
+    a = Run(plan_of("let g = grad(fn (m) { cross_entropy(m(x), y) })(model)\n learn model by sgd(0.1) given g"))
+    b = Run(plan_of("minimize cross_entropy(model(x), y) using sgd(0.1)"))
+    a.step()
+    b.step()
+    for k, w in weights(a).items():
+        assert np.allclose(w, weights(b)[k], atol=1e-6), k
+
+
+def test_random_rule():
+    rule = "rule shake(s) sees w: f32[i, o] { w += s * normal(0, 1, size = [i, o]) }\n"
+    run = Run(net("learn model.hidden by shake(0.1)\n learn model.out by shake(0.1)", layers=LAYERS + rule))
+    w = [run["model.hidden.w"]]
+    for _ in range(2):
+        run.step()
+        w.append(run["model.hidden.w"])
+    assert 0.05 < np.std(w[1] - w[0]) < 0.2 and not np.allclose(w[1] - w[0], w[2] - w[1])
+
+
+def test_phases_share_a_rules_state():
+    plan = net("phase a { epochs = 1\n learn model.hidden by written(3, 0.1) given y }\n"
+               "phase b { epochs = 1\n learn model.hidden by written(3, 0.1) given y }")
+    assert [s.path for s in plan.slots if s.kind == "own"] == ["model.hidden.written.m"]
+
+
+def test_local_loss_uses_signals_between():
+    rule = """rule tap(lr) sees u: f32[B, n] given label: int[B] {
+      own m: f32[3, n] = 0.1
+      minimize cross_entropy(u @ m.T, label) using sgd(lr)
+    }\n"""
+    run = Run(net("learn model.hidden by tap(0.5) given y", layers=LAYERS + rule))
+    w0, m0 = weights(run), np.full((3, 5), 0.1)
+    m0 = m0 + np.arange(15).reshape(3, 5) / 100
+    set_slot(run, "model.hidden.tap.m", m0)
+    x, y = run.batch(0)
+    u = x @ w0["hidden.w"] + w0["hidden.b"]
+    z = u @ m0.T
+    p = np.exp(z - z.max(1, keepdims=True))
+    d = (p / p.sum(1, keepdims=True) - np.eye(3)[y]) / 8
+    run.step()
+    assert np.allclose(run["model.hidden.w"], w0["hidden.w"] - 0.5 * x.T @ (d @ m0), atol=1e-5)
+    assert np.allclose(run["model.hidden.tap.m"], m0 - 0.5 * d.T @ u, atol=1e-5)
+
+
+# ---- mistakes ---------------------------------------------------------------------------------------------------------
+
+@pytest.mark.parametrize("body, message", [
+    ("learn model.hidden by heb(0.1)", "did you mean `hebb`"),
+    ("learn model.hiden by hebb(0.1)", "did you mean `hidden`"),
+    ("learn model.out by sanger(0.1)", "sees `u`, which layer `model.out` (Linear) does not have"),
+    ("learn model.out by sanger(0.1)", "it has: pre, out, x, w, b"),
+    ("learn model by hebb(0.1)", "sees `w`, which layer `model` (Net) does not have"),
+    ("learn x by hebb(0.1)", "needs a layer"),
+    ("learn model.out by delta(0.1)", "needs to be given `target`"),
+    ("learn model.out by delta(0.1) given y", "given to rule `delta`"),
+    ("learn model.out by delta(0.1) given one_hot(y, 4)", "dimension 1 is 4, not 3"),
+    ("learn model.out by delta(0.1) given targt = y", "did you mean `target`"),
+    ("learn model.out by delta(0.1) given y, y", "got 2 signals"),
+    ("learn model.hidden by hebb()", "needs argument `lr`"),
+    ("let a = model(x)\n let b = model(x)\n learn model.hidden by hebb(0.1)", "called twice in a step"),
+    ("learn model.hidden by sgd(0.1)", "sees `p`"),
+])
+def test_errors(body, message):
+    text = net_error(body)
+    assert message in text and "test.nn:" in text, text
+
+
+@pytest.mark.parametrize("rule, message", [
+    ("rule r(lr) sees pre: f32[B, i], w: f32[i, o] { pre = 2 }", "`pre` is not state, so it cannot be written"),
+    ("rule r(lr) sees pre: f32[B, i], w: f32[o, i] { w *= 2 }", "which rule `r` sees, is f32[6, 5]"),
+    ("rule r(lr) sees w { let a = w }", "changes nothing"),
+    ("rule r(lr) sees w { w += b }", "unknown name `b`"),
+    ("rule r(lr) sees w: f32[i, o] { own m: f32[q] = 0\n m += 1 }", "size `q` is not known"),
+    ("rule r(lr) sees pre: f32[B, i], w { own m: f32[B, i] = pre\n m += 1 }", "not known when the rule's state begins"),
+    ("rule r(lr) sees w { learn (w, w) by sgd(lr) given w }", "needs a tuple of 2"),
+    ("rule r(lr) sees w { w += sum(w, dim = 0) @ w }", "cannot multiply"),
+])
+def test_errors_in_rules(rule, message):
+    text = net_error("learn model.hidden by r(0.1)", layers=LAYERS + rule + "\n")
+    assert message in text and "test.nn:" in text and ("rule `r` is used here" in text or "changes nothing" in text), text
+
+
+def test_a_rule_that_is_not_local():
+    body = "let z = model(x)\n learn model.hidden by feedback_alignment(0.1) given softmax(z, dim = -1) - one_hot(y, 3)"
+    plan = net(body)
+    assert driver.lower(plan.module, "definition").attrs["locality"][0]["verdict"] == "non-local"
+    smuggle = "rule s(lr) sees w: f32[i, o] given other: f32[o, c] { w += lr * sum(other) }\n"
+    plan = net("learn model.hidden by s(0.1) given model.out.w", layers=LAYERS + smuggle)
+    with pytest.raises(CompileError, match="is not local"):
+        driver.lower(plan.module, "definition")
