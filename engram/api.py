@@ -32,6 +32,13 @@ class CompiledProgram:
         self._backend, self._threads = checked_backend(backend), threads
         self._program = load_program(path_or_source)
         self._functions: dict[tuple, Function] = {}
+        self._calls = 0
+
+    def _key(self) -> np.ndarray:
+        """For functions whose random key the caller leaves out: another one at each call, the same ones in each run."""
+        from .train import key_of
+        self._calls += 1
+        return key_of(0, 5, self._calls)
 
     def __getattr__(self, name: str) -> Function:
         if name.startswith("__") or name.startswith("_ipython") or name == "_repr_html_":
@@ -110,43 +117,81 @@ class Function:
 
     def __call__(self, *args, **kwargs):
         extra = {"vjp": "cotangent", "jvp": "tangent"}.get(self.kind)
-        given = kwargs.pop(extra, None) if extra else None
-        bound = bind(self.name, self.decl, args, kwargs)
-        types, arrays = [], []
-        for p, v in zip(self.decl.params, bound):
-            types.append(_type_of(p, v, arrays))
-        if extra:
-            types_extra = self._direction(extra, given, arrays)
-        else:
-            types_extra = ()
-        key = (tuple(map(_hashable, types)), tuple(map(_hashable, types_extra)))
+        direction = kwargs.pop(extra, None) if extra else None
+        arrays: list[np.ndarray] = []
+        types = {}
+        for p, v in zip(self.decl.params, bind(self.name, self.decl, args, kwargs)):
+            if v is not OMITTED:
+                types[p.name] = _type_of(p, v, arrays)
+        along = self._direction(extra, direction, types, arrays) if extra else ()
+        key = (tuple((n, _hashable(t)) for n, t in types.items()), _hashable(along))
         if key not in self._cache:
-            self._cache[key] = self._compile(types, types_extra)
-        program, elaborated = self._cache[key]
-        results = program.call(elaborated.entry, arrays)
-        return structured(elaborated, [np.asarray(program.to_host(r)) for r in results])
+            self._cache[key] = self._compile(types, along)
+        program, e = self._cache[key]
+        results = program.call(e.entry, entry_arguments(e, arrays, key=self.owner._key()))
+        value = e.pack([np.asarray(program.to_host(r)) for r in results])
+        return self._selected(value, types) if self.kind == "vjp" else value
 
-    def _direction(self, name: str, given, arrays: list) -> tuple:
+    def _direction(self, name: str, given, types: dict, arrays: list) -> list:
+        """Types of the cotangent, or of one tangent per argument (zeros where `wrt` does not name it); their arrays go to `arrays`."""
         if given is None:
             raise ArgumentError(f"{self.kind} of {self.name}: the argument {name}= is missing")
-        many = isinstance(given, tuple | list) and self.kind == "jvp" and self.wrt[0] == "many"
+        for n, t in types.items():
+            if not (hasattr(t, "dtype") and t.dtype.is_float):
+                raise ArgumentError(f"{self.kind} of {self.name}: {n} is no float array; write a function of the program that takes float "
+                                    "arrays only")
+        if self.kind == "vjp":
+            parts = list(given) if isinstance(given, tuple) else [given]
+            dtypes = self._result_dtypes(types, len(parts))
+            found = [to_array(f"{name}[{k}]" if len(parts) > 1 else name, v, d) for k, (v, d) in enumerate(zip(parts, dtypes))]
+            arrays += found
+            tensors = [_tensor_type(a) for a in found]
+            return [tuple(tensors) if isinstance(given, tuple) else tensors[0]]
+        parts = dict(zip(self.wrt[1:], [given] if self.wrt[0] == "one" else given))
+        if len(parts) != len(self.wrt) - 1 or self.wrt[0] == "many" and len(given) != len(parts):
+            raise ArgumentError(f"{name}: expected {len(self.wrt) - 1} arrays, one for each of {', '.join(self.wrt[1:])}")
         out = []
-        for k, v in enumerate(given if many else [given]):
-            a = to_array(f"{name} {k}" if many else name, v, "float")
+        for n, t in types.items():
+            a = to_array(f"{name} of {n}", parts[n], str(t.dtype)) if n in parts else np.zeros(t.shape, t.dtype.numpy)
+            if a.shape != tuple(t.shape):
+                raise ArgumentError(f"{name} of {n}: expected shape {list(t.shape)}, got {list(a.shape)}")
             arrays.append(a)
-            out.append(_tensor_type(a))
-        return tuple(out)
+            out.append(t)
+        return out
 
-    def _compile(self, types, extra):
+    def _result_dtypes(self, types: dict, n: int) -> list[str]:
+        """The dtypes of the function's results as declared; where it declares none, the widest of its arguments'."""
+        from .compiler.ir import DTYPES
+        widest = str(max((t.dtype for t in types.values()), key=lambda d: d.bits, default="f32"))
+        declared = getattr(self.decl.result, "items", [self.decl.result])
+        return [t.name if getattr(t, "name", None) in DTYPES else widest for t in (declared if len(declared) == n else [None] * n)]
+
+    def _selected(self, value, types: dict):
+        """(value, cotangents of what `wrt` names)"""
+        out, adjoints = value
+        found = dict(zip(types, adjoints if len(types) > 1 else (adjoints,)))
+        return out, found[self.wrt[1]] if self.wrt[0] == "one" else tuple(found[w] for w in self.wrt[1:])
+
+    def _compile(self, types: dict, along):
+        from . import frontend as F
         from .compiler import driver
-        from .frontend import elaborate_derivative, elaborate_function
-        program = self.owner._program
+        program, wrt = self.owner._program, self.wrt[1] if self.wrt[:1] == ("one",) else list(self.wrt[1:])
         if self.kind == "value":
-            e = elaborate_function(program, self.name, types)
+            e = F.elaborate_function(program, self.name, kwargs=types)
+        elif self.kind in ("grad", "value_and_grad"):
+            e = F.elaborate_grad(program, self.name, kwargs=types, wrt=wrt, value=self.kind == "value_and_grad")
+        elif self.kind == "vjp":
+            e = F.elaborate_vjp(program, self.name, list(types.values()), seed=along[0])
         else:
-            wrt = self.wrt[1] if self.wrt[0] == "one" else list(self.wrt[1:])
-            e = elaborate_derivative(program, self.name, types, self.kind, wrt, extra)
+            e = F.elaborate_jvp(program, self.name, list(types.values()), tangents=along)
         return driver.build(e.module, self.owner._backend, threads=self.owner._threads), e
+
+
+def entry_arguments(e, arrays: list, slots: dict | None = None, key: np.ndarray | None = None) -> list:
+    """What an entry function is called with: the slots' values by path, the caller's arrays in order, a key where one is drawn from."""
+    it = iter(arrays)
+    return [(np.array(0, np.uint64) if key is None else key) if a.kind == "key" else next(it) if a.kind == "arg" else slots[a.name]
+            for a in e.args]
 
 
 class _Omitted:
@@ -187,11 +232,6 @@ def _type_of(p, value, arrays: list) -> Any:
     """What the front end is told about one argument: its tensor type (the array goes to `arrays`), or its compile-time value."""
     from .compiler.ir import DTYPES
     from .frontend import ast as A
-    if value is OMITTED:
-        if _is_key(p):
-            arrays.append(np.array(0, np.uint64))
-            return _tensor_type(arrays[-1])
-        return OMITTED
     t = p.type
     if t is None:
         return value.item() if isinstance(value, np.generic) else value
@@ -242,16 +282,3 @@ def _hashable(v):
     if isinstance(v, tuple):
         return tuple(map(_hashable, v))
     return (type(v), v)
-
-
-def structured(elaborated, results: list[np.ndarray]):
-    """The results in the shape of the function's value: one array, or a (nested) tuple."""
-    tree = getattr(elaborated, "structure", None)
-    if tree is None:
-        return results[0] if len(results) == 1 else tuple(results)
-    it = iter(results)
-
-    def build(t):
-        return tuple(build(x) for x in t) if isinstance(t, tuple | list) else next(it)
-
-    return build(tree)

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from . import checkpoint
-from .api import _hashable, _tensor_type, bind, check_rank, checked_backend, structured
+from .api import OMITTED, _hashable, _tensor_type, _type_of, bind, check_rank, checked_backend, entry_arguments
 from .arguments import KINDS, ArgumentError, to_array
 from .optim import Rule, Verbatim, literal, optimizer
 from .session import load_program, load_with_text
@@ -96,6 +96,8 @@ class Model:
         self.stop_training = False
         self._values: list[np.ndarray] = []
         self._handles: tuple[Any, list] | None = None        # (program, the values on its device)
+        self._caches: dict[str, np.ndarray] = {}
+        self._calls = 0
         self.reset(seed)
 
     def __repr__(self) -> str:
@@ -157,31 +159,61 @@ class Model:
         forward = self._instance.forward
         if forward is None:
             raise TypeError(f"layer {self._layer} has no unnamed fn, so it cannot be called")
-        types, arrays = [], []
+        types: dict[str, Any] = {}
+        arrays: list[np.ndarray] = []
         for p, v in zip(forward.decl.params, bind(self._layer, forward.decl, args, kwargs)):
-            types.append(_layer_argument(p, v, arrays))
-        key = tuple(map(_hashable, types))
+            if v is not OMITTED:
+                types[p.name] = _layer_argument(p, v, arrays)
+        key = tuple((n, _hashable(t)) for n, t in types.items())
         if key not in self._forwards:
             from .compiler import driver
             from .frontend import elaborate_call
-            e = elaborate_call(self._instance, types, training=False)
+            e = elaborate_call(self._instance, kwargs=types)
             self._forwards[key] = (driver.build(e.module, self._backend, threads=self._threads), e)
         program, e = self._forwards[key]
-        results = [program.to_host(r) for r in program.call(e.entry, [*self._on_device(program), *arrays])]
-        results = [np.asarray(r) for r in results]
-        written = list(getattr(e, "written", ()))            # slot indices of the state the call writes, after its results
-        if written:
-            for k, v in zip(written, results[len(results) - len(written):]):
-                self._write(k, np.array(v))
-            results = results[:len(results) - len(written)]
-        return structured(e, results)
+        results = program.call(e.entry, entry_arguments(e, arrays, self._for_call(program, e), self._key()))
+        out = []
+        for info, r in zip(e.results, results):
+            if info.kind == "result":
+                out.append(np.asarray(program.to_host(r)))
+            else:
+                self._write_path(info.name, info.kind, np.array(program.to_host(r)))
+        return e.pack(out)
 
-    def _on_device(self, program) -> list:
+    def _key(self) -> np.ndarray:
+        """A fresh key for layers that draw when they are called."""
+        from .train import key_of
+        self._calls += 1
+        return key_of(self.seed, 4, self._calls)
+
+    def _for_call(self, program, e) -> dict[str, Any]:
+        """Slot values by path; caches of other sizes than the call's begin anew."""
         if self._backend != "opencl":
-            return self._values
-        if self._handles is None or self._handles[0] is not program:
-            self._handles = (program, [program.to_device(v) for v in self._values])
-        return self._handles[1]
+            values = dict(self._named())
+        else:
+            if self._handles is None or self._handles[0] is not program:
+                self._handles = (program, [program.to_device(v) for v in self._values])
+            values = dict(zip((p for p, _ in self._slots), self._handles[1]))
+        fresh = {a.name: a.type for a in e.args if a.kind == "cache"
+                 and (a.name not in self._caches or self._caches[a.name].shape != tuple(a.type.shape))}
+        if fresh:
+            from .compiler import driver
+            from .frontend import elaborate_cache_init
+            first = elaborate_cache_init(self._instance, fresh)
+            maker = driver.build(first.module, self._backend, threads=self._threads)
+            made = maker.call(first.entry, entry_arguments(first, []))
+            self._caches.update((r.name, np.array(maker.to_host(v))) for r, v in zip(first.results, made))
+        return {**values, **self._caches}
+
+    def _write_path(self, path: str, kind: str, value: np.ndarray) -> None:
+        if kind == "cache":
+            self._caches[path] = value
+        else:
+            self._write(next(k for k, (p, _) in enumerate(self._slots) if p == path), value)
+
+    def reset_caches(self) -> None:
+        """Empty the caches that calls have filled."""
+        self._caches.clear()
 
     def predict(self, x, batch_size: int = 1024):
         """The layer's results for all rows of x, computed in batches."""
@@ -413,9 +445,8 @@ def _given(program, r: Rule) -> str:
 
 def _layer_argument(p, value, arrays: list):
     """As a function's argument; but `float` inputs of a layer are f32, which its parameters are, and so are untyped arrays."""
-    from .api import OMITTED, _type_of
     t = p.type
-    if value is OMITTED or (t is None and not isinstance(value, np.ndarray | list)):
+    if t is None and not isinstance(value, np.ndarray | list):
         return _type_of(p, value, arrays)
     name = _declared(t)
     if name is None:

@@ -13,6 +13,7 @@ BACKENDS = ("interp", "cpu", "opencl")
 
 def load_program(path_or_source, text: str | None = None):
     """Read and parse a program and what it imports."""
+    from .compiler import ops  # noqa: F401  (registers the op table)
     from .frontend import load
     return load(path_or_source, text)
 
@@ -50,7 +51,7 @@ def dataset_loader(file: str, where: str | None = None, given: Mapping[str, Data
 
 def train_plan(program, name: str, overrides: Mapping[str, Any] | None = None, given: Mapping[str, Dataset] | None = None):
     """The plan of a train block, its data loaded. `overrides` are `--set` values; `data` among them is a path."""
-    from .frontend import elaborate_train
+    from .frontend.train import elaborate_train
     overrides = dict(overrides or {})
     where = overrides.pop("data", None)
     if where is not None and not isinstance(where, str):

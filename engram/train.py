@@ -302,7 +302,7 @@ class Trainer:
                 row |= {k: v for k, v in self.measure(fields, train, seed=seed).items() if k != "loss"}
             if held_fields is not None:
                 held_values = self.measure(held_fields, seed=seed)
-                row |= {(f"val_{k}" if measure_train or k == "loss" else k): v for k, v in held_values.items()}
+                row |= {(f"val_{k}" if measure_train or k == "loss" and "loss" in row else k): v for k, v in held_values.items()}
             elif not measure_train:
                 row |= {k: v for k, v in self.measure(fields, train, seed=seed).items() if k != "loss"}
             row["seconds"] = seconds
