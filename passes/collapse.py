@@ -29,13 +29,15 @@ def collapse(kernel: Op, host: Host) -> None:
 
 
 def _nested(body: Block, op: Op, host: Host) -> None:
-    """op's body is nothing but one loop of the same kind from 0 to a constant: merge them."""
-    while len(op.regions[0].ops) == 2 and op.regions[0].ops[0].name == op.name:
-        block, inner = op.regions[0], op.regions[0].ops[0]
+    """op's body is nothing but one loop of the same kind from 0 to a constant (and scaled indices for it): merge them."""
+    while len(op.regions[0].ops) > 1 and op.regions[0].ops[-2].name == op.name:
+        block, inner = op.regions[0], op.regions[0].ops[-2]
         n, m = _constant_range(op), _constant_range(inner)
-        if n is None or m is None or op.attrs != inner.attrs or len(op.operands) != 2 or list(block.ops[1].operands) != list(inner.results):
+        if n is None or m is None or op.attrs != inner.attrs or len(op.operands) != 2 or list(block.ops[-1].operands) != list(inner.results):
             return
         outer_iv, inner_iv = block.args[0], inner.regions[0].args[0]
+        if any(o.name != "scalar.mul" or o.operands[0] is not outer_iv for o in block.ops[:-2]):
+            return
         if not _Merge(body, host, uses(body), outer_iv, inner_iv, m).run():
             return
         constant = Op("scalar.constant", [], {"value": n * m, "dtype": i64}, [op.operands[1].type], (), op.loc)

@@ -35,5 +35,5 @@ def expensive(op: Op) -> bool:
 INLINE_COST = 3                     # ops reading one array are copied into all their users up to this total cost
 MAX_GROUP = 128                     # ops in one group: bounds compile time and registers
 MIN_ROWS = 16                       # rows of a rows group, so that threads have work; fewer only when all is small:
-SEQUENTIAL = 16 * 1024              # elements up to which one thread may do it all
+SEQUENTIAL = 4096                   # elements up to which one thread may do it all
 SPLIT_SIZE, SPLIT_KEPT = 1 << 16, 63   # a reduction of at least this many elements to at most so many is split

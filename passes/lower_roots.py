@@ -31,7 +31,7 @@ def dot_general(body, op: Op, pos: int) -> None:
         body.group([op], [op.result], pos, body.leaf, op.loc)
         return
     left, right = body.in_memory(x, op.loc), body.in_memory(y, op.loc)
-    place = body.destination(op.result, pos, op.loc)
+    place = body.product_place(op.result, pos, op.loc)
     body.env[op.result] = place
     letters = iter(LETTERS)
     names: dict[tuple[int, int], str] = {}

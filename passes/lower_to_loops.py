@@ -82,6 +82,7 @@ class Body:
         self.rep: dict[Value, Value] = {}              # a view's value -> the value whose memory it shows
         self.last: dict[Value, int] = {}               # representative -> position of its last use
         self.wanted: dict[Value, list[int]] = {}       # value -> results it should be written to directly
+        self.users: dict[Value, list[Op]] = {}         # value -> ops of this block that use it, an op once per use
         self.analyse()
 
     def analyse(self) -> None:
@@ -89,6 +90,7 @@ class Body:
         for pos, op in enumerate(self.block.ops):
             for v in _all_operands(op):
                 self.last[self.rep.get(v, v)] = pos
+                self.users.setdefault(v, []).append(op)
             local.update(op.results)
             if op.name in MOVES:
                 self.rep[op.result] = self.rep.get(op.operands[0], op.operands[0])
@@ -156,6 +158,15 @@ class Body:
         s = self.host.alloc(type, loc)
         self.owned.add(s.buffer)
         return s
+
+    def product_place(self, v: Value, pos: int, loc: Loc | None) -> Storage:
+        """Memory for a contraction's result; where it is only used transposed, in that layout (the rows stay contiguous)."""
+        users = self.users.get(v, ())
+        if v not in self.wanted and len(users) == 1 and users[0].name == "tensor.transpose" and users[0].attrs["perm"][-1:] == [v.type.rank - 1]:
+            perm = users[0].attrs["perm"]
+            s = self.destination(users[0].result, pos, loc)
+            return Storage(s.buffer, s.offset, v.type.shape, tuple(s.strides[perm.index(d)] for d in range(len(perm))))
+        return self.destination(v, pos, loc)
 
     def as_type(self, s: Storage, type: TensorType) -> Storage:
         return Storage(s.buffer, s.offset, type.shape, reshape_strides(s, type.shape))
