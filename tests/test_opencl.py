@@ -16,10 +16,10 @@ f4 = np.float32
 
 
 def program(text, as_gpu=False):
-    """`as_gpu`: the code a GPU would get (work-groups that share rows, tiles in local memory), run here."""
+    """`as_gpu`: the code a GPU would get (work-groups that share rows, tiles in local memory), wherever it runs."""
     from engram.codegen.opencl.program import OpenClProgram
     d = devices.device()
-    caps = dataclasses.replace(d.caps, cpu=False) if as_gpu else d.caps
+    caps = dataclasses.replace(d.caps, cpu=not as_gpu)
     return OpenClProgram(parse_module('module attributes {stage = "loop"} {\n' + text + "\n}"), dataclasses.replace(d, caps=caps))
 
 

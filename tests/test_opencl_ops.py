@@ -21,7 +21,7 @@ EXACT = ("random.",)                                   # the same bits everywher
 def build(module, as_gpu):
     from engram.codegen.opencl.program import OpenClProgram
     d = devices.device()
-    return OpenClProgram(module, dataclasses.replace(d, caps=dataclasses.replace(d.caps, cpu=False)) if as_gpu else d)
+    return OpenClProgram(module, dataclasses.replace(d, caps=dataclasses.replace(d.caps, cpu=not as_gpu)))
 
 
 def cases():

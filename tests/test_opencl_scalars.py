@@ -153,3 +153,36 @@ def test_f32_functions_within_their_bounds(name):
     over = np.abs(want) >= 2.0**128
     assert np.array_equal(got[over], np.sign(want[over]) * np.inf)
     assert d[~over].max() <= row.ulp, f"{d[~over].max()} at {x[~over][d[~over].argmax()]}"
+
+
+def test_a_device_without_double_precision():
+    """f32 code then holds no double and stays within the OpenCL bounds; f64 is refused with a hint."""
+    import dataclasses
+
+    from engram.codegen.opencl import device as devices
+    from engram.codegen.opencl.library import SPEC_ULP_WITHOUT_FP64
+    from engram.codegen.opencl.program import OpenClProgram
+    from engram.compiler.diagnostics import BackendUnavailable
+    d = devices.device()
+    weak = dataclasses.replace(d, caps=dataclasses.replace(d.caps, fp64=False))
+    f32, f64 = DTYPES["f32"], DTYPES["f64"]
+    x = np.random.default_rng(0).uniform(0.1, 0.9, 1000).astype(np.float32)
+    module, labels = all_ops_module(f32, x.size, skip=["cast_f64"])
+    p = OpenClProgram(module, weak)
+    assert "double" not in p.source().replace("no double precision", "") and "exp2 3" in p.source()
+    for label, g, w in zip(labels, p.call("f", [x, x[::-1].copy()]), Interpreter(module).call("f", [x, x[::-1].copy()]), strict=True):
+        if w.dtype == np.float32 and not label.startswith("bitcast"):
+            bound = max(OPS["scalar." + label.partition("_")[0]].ulp, SPEC_ULP_WITHOUT_FP64.get(label, 0))
+            assert distance(np.asarray(g), w).max() <= bound + 0.5, label
+    with pytest.raises(BackendUnavailable, match="no double precision") as e:
+        OpenClProgram(all_ops_module(f64, 4)[0], weak)
+    assert "ENGRAM_OPENCL_DEVICE" in str(e.value)
+
+
+def test_code_without_a_device():
+    """`engram ir --stage opencl` needs none: the text for a common GPU."""
+    from engram.codegen.opencl.device import Caps
+    from engram.codegen.opencl.program import source_text
+    module, _ = all_ops_module(DTYPES["f32"], 8, skip=[label for label, _, _ in variants(DTYPES["f32"]) if label != "add"])
+    text = source_text(module, Caps())
+    assert text.count("__kernel ") == 1 and "FP_CONTRACT OFF" in text

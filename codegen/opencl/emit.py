@@ -101,6 +101,8 @@ class _ModuleEmitter:
             known = [f"{n} {u}" for n, u in SPEC_ULP_WITHOUT_FP64.items() if re.search(rf"\b{n}\(", body)]
             if known:
                 pragmas.append(f"// no double precision here: built-in functions within the OpenCL bounds (ulp): {', '.join(known)}")
+            if not self.caps.exact_divide:
+                pragmas.append("// neither is division correctly rounded: / is within 2.5 ulp, sqrt within 3")
         if re.search(r"\bdouble", helpers + body):
             pragmas.append("#pragma OPENCL EXTENSION cl_khr_fp64 : enable")
         pragmas.append("#pragma OPENCL FP_CONTRACT OFF")
