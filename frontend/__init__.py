@@ -1,10 +1,12 @@
 """The front end: from `.nn` text to tensor IR.
 
     load(path_or_source) -> Program                      check(program): diagnostics of everything that can be checked now
-    elaborate_function(program, name, args)              elaborate_grad / elaborate_vjp / elaborate_jvp
+    elaborate_function(program, name, args)              elaborate_grad, elaborate_derivative (grad, vjp, jvp)
     instantiate(program, layer, args) -> LayerInstance   slots(instance), elaborate_init, elaborate_call, elaborate_cache_init
+    elaborate_train(program, name, overrides, load_dataset) -> TrainPlan
 """
 from .api import (  # noqa: F401
+    OMITTED,
     Elaborated,
     Info,
     SlotInfo,
@@ -12,15 +14,15 @@ from .api import (  # noqa: F401
     check_layer,
     elaborate_cache_init,
     elaborate_call,
+    elaborate_derivative,
     elaborate_function,
     elaborate_grad,
     elaborate_init,
-    elaborate_jvp,
-    elaborate_vjp,
     functions,
     instantiate,
     path_number,
     slots,
 )
 from .program import Program, load  # noqa: F401
+from .train import TrainPlan, elaborate_train  # noqa: F401
 from .values import LayerInstance  # noqa: F401

@@ -11,14 +11,14 @@ from collections import ChainMap
 from collections.abc import Callable, MutableMapping
 from dataclasses import dataclass, field
 
-from ..compiler.diagnostics import Span, did_you_mean
+from ..compiler.diagnostics import CompileError, Diagnostic, Source, Span, did_you_mean
 from ..compiler.ir import TensorType, Value
 from . import ast as A
 from .calls import MAX_CALLS, abstract, bind_params, captures, evaluate_args, make_func, rebuild
 from .elaborator import STATEMENTS, Elaborator
 from .frame import Frame
 from .program import not_found
-from .signature import Signature, Unknown
+from .signature import Signature, Unknown, source_text
 from .statements import fit
 from .tensors import as_tensor, is_weak
 from .values import MISSING, POISON, CallArgs, Cell, FnValue, Namespace, Poisoned, RuleValue, Scope, describe
@@ -221,6 +221,7 @@ def _elaborate(el, use: RuleUse, bound, sees: list[Seen], given, label: str, spa
                 operand("given", name, t)
             tensors.clear()
             if signal.type is not None:
+                classes_wanted(el, signal, v, at, use)
                 v = sig.match(signal.type, v, at, f"`{name}`, given to rule `{use.name}`,")
             elif is_weak(v):
                 v = as_tensor(el.b(at), v)
@@ -242,6 +243,9 @@ def _elaborate(el, use: RuleUse, bound, sees: list[Seen], given, label: str, spa
         inner = scope
         for item in decl.items:
             inner, _ = el.step(item, inner)
+    except CompileError as e:
+        el.diags.extend(e)
+        raise Poisoned from None
     finally:
         el.frame, el.statements, el.rule = outer_frame, outer_statements, outer_rule
         el.active.pop()
@@ -292,13 +296,27 @@ def bind_dotted(scope: Scope, name: str, v: object) -> None:
     scope.bind(last, v)
 
 
+def classes_wanted(el: Elaborator, signal: A.Signal, v: object, at: Span, use: RuleUse) -> None:
+    """Class numbers where a one-hot target is wanted: a common slip."""
+    t = signal.type
+    if isinstance(v, Value) and v.type.dtype.is_int and isinstance(t, A.TensorType) and t.dims and len(t.dims) == v.type.rank + 1 \
+            and t.name in ("f32", "f64", "float"):
+        el.fail(at, f"`{seen_text(signal)}`, given to rule `{use.name}`, is {describe(v)}, expected {source_text(t)}",
+                hint=f"class numbers become such a target by `one_hot({source_text_at(at)}, classes)`", notes=[(signal.span, "declared here")])
+
+
+def source_text_at(at: Span) -> str:
+    line = Source.line(at.file, at.line)
+    return line[at.col - 1:at.end_col - 1] if line and at.line == at.end_line else "labels"
+
+
 def _holds_values(v: object) -> bool:
     return isinstance(v, Value) or isinstance(v, tuple | list) and any(map(_holds_values, v))
 
 
 def place_rule_errors(el, use: RuleUse, before: int, span: Span) -> None:
     """Errors inside a rule say which use led to them; for a rule of the library, they are shown at the use."""
-    from ..compiler.diagnostics import Diagnostic
+    decl = use.rule.decl.span
     std = use.rule.decl.span.file.startswith("std/") and not span.file.startswith("std/")
     items = el.diags.items
     for k in range(before, len(items)):
@@ -306,7 +324,8 @@ def place_rule_errors(el, use: RuleUse, before: int, span: Span) -> None:
         if std and d.span is not None and d.span.file.startswith("std/"):
             items[k] = Diagnostic(d.severity, span, f"in rule `{use.name}`: {d.message}",
                                   [(d.span, "here in the library"), *[(None, text) for _, text in d.notes]], None, d.hint)
-        elif not std and d.span is not None and d.span != span and not any("used here" in text for _, text in d.notes):
+        elif not std and d.span is not None and d.span.file == decl.file and decl.line <= d.span.line <= decl.end_line \
+                and not any("used here" in text for _, text in d.notes):
             d.notes.append((span, f"rule `{use.name}` is used here"))
 
 

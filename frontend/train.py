@@ -5,7 +5,6 @@ them.  What statements mean is in train_step.py and train_learn.py, settings are
 """
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -33,7 +32,7 @@ from .train_settings import (
     train_size,
     until_condition,
 )
-from .train_step import Place, StepRun, TrainElaborator, Training
+from .train_step import Place, StepRun, TrainElaborator, Training, keyed_value
 from .values import Cell, LayerInstance, Poisoned, Scope
 
 KEY, INDEX = TensorType(u64), TensorType(i64)
@@ -106,11 +105,6 @@ def find_block(program: Program, name: str | None) -> A.Train:
         raise error(None, f"{program.file} has no train block called `{name}`",
                     hint=f"did you mean `{near}`?" if near else f"it has: {', '.join(blocks)}")
     return blocks[name]
-
-
-def path_key(path: str) -> int:
-    """A number for a path, the same in every run: the key of what lives there is folded from it."""
-    return int.from_bytes(hashlib.blake2b(path.encode(), digest_size=8).digest(), "little") >> 1
 
 
 def location(span: Span | None) -> str:
@@ -248,7 +242,7 @@ class _Builder:
                     cell = self.states[item.name] = Cell(item.name, t, "state", item.name_span)
                     outer = scope
                     self.training.add(Place(self.training.prefix("", item.name), cell, "state", t,
-                                            lambda: initial_value(el, t, item.init, outer, item.name_span, f"`{item.name}`"), item.name_span))
+                                            lambda key, path: keyed_value(el, key, path, t, item.init, outer, item.name_span), item.name_span))
             scope.bind(item.name, cell, item.name_span)
         except CompileError as e:
             el.diags.extend(e)
@@ -319,11 +313,8 @@ class _Builder:
         values = []
         with el.in_frame(frame):
             for p in places:
-                b = el.b(p.span or self.block.name_span)
-                frame.key = b.op("random.fold_in", [key, b.constant(path_key(p.path.removeprefix(single)), INDEX)]).result
-                frame.sites = 0
                 try:
-                    values.append(p.init())
+                    values.append(p.init(key, p.path.removeprefix(single)))
                 except CompileError as e:
                     el.diags.extend(e)
         el.finish()

@@ -10,10 +10,12 @@ from collections.abc import Callable, Iterator, MutableMapping
 from dataclasses import dataclass
 
 from ..compiler.diagnostics import Span
-from ..compiler.ir import Block, Loc, Op, TensorType, Value, f32
+from ..compiler.ir import Block, Loc, Op, TensorType, Value, f32, i64
 from ..compiler.ir.builder import Builder
 from ..compiler.ir.core import free_values
 from . import ast as A
+from .api import initial_value as slot_value
+from .api import path_number
 from .elaborator import STATEMENTS, Elaborator
 from .expressions import attribute
 from .frame import Frame
@@ -47,13 +49,14 @@ def train_statement(*nodes: type):
 
 @dataclass
 class Place:
-    """A value that lives from step to step.  `kind`: "param", "state", "cache" or "own"; `init` emits its first value."""
+    """A value that lives from step to step.  `kind`: "param", "state", "cache" or "own"; `init(key, path)` emits its first value,
+    with a random key of its own folded from `key` and `path`."""
 
     path: str
     cell: Cell
     kind: str
     type: TensorType
-    init: Callable[[], Value]
+    init: Callable[[Value, str], Value]
     span: Span | None = None
 
 
@@ -86,8 +89,7 @@ class Training:
         full = f"{path}.{slot.name}" if path else slot.name
         el = self.el
         t = slot.type or el.cell_types[slot]
-        return self.add(Place(full, slot, slot.kind, t,
-                              lambda: initial_value(el, t, slot.decl.init, slot.owner.scope, slot.span, f"`{slot.name}`"), slot.span))
+        return self.add(Place(full, slot, slot.kind, t, lambda key, path: slot_value(el, slot, path, key, t), slot.span))
 
     def add(self, place: Place) -> Place:
         self.places[place.cell] = place
@@ -99,7 +101,7 @@ class Training:
         cell = Cell(own.path, own.type, "own", own.span)
         el = self.el
         self.add(Place(f"{prefix}.{own.path}", cell, "own", own.type,
-                       lambda: initial_value(el, own.type, own.init, own.scope, own.span, f"`{own.path}`"), own.span))
+                       lambda key, path: keyed_value(el, key, path, own.type, own.init, own.scope, own.span), own.span))
         return cell
 
     def prefix(self, owner: str, rule: str) -> str:
@@ -127,6 +129,15 @@ class Training:
     def ordered(self) -> list[Place]:
         order = {"param": 0, "state": 1, "cache": 2, "own": 3}
         return sorted(self.places.values(), key=lambda p: order[p.kind])
+
+
+def keyed_value(el: Elaborator, key: Value, path: str, t: TensorType, init: A.Expr | None, scope: Scope, span: Span) -> Value:
+    """An initial value whose draws use a key of this path."""
+    frame = el.frame
+    b = el.b(span)
+    frame.key = b.op("random.fold_in", [key, b.constant(path_number(path), TensorType(i64))]).result
+    frame.sites = 0
+    return initial_value(el, t, init, scope, span, f"`{path}`")
 
 
 def _tops(value: object, path: str) -> Iterator[tuple[str, LayerInstance]]:
