@@ -14,7 +14,7 @@ from ..compiler.ir import Dim, Module, TensorType, Value, i64
 from . import ast as A
 from . import evaluate  # noqa: F401
 from .calls import bind_signature, call, finish, is_key, make_func, place_errors, run_body
-from .derivatives import gradient, jvp, vjp
+from .derivatives import gradient, push_forward
 from .elaborator import Elaborator, deep_recursion
 from .frame import KEY, Frame
 from .layers import instantiate as make_layer
@@ -55,19 +55,31 @@ class Info:
 
 @dataclass
 class Elaborated:
-    """A module with an entry function.  `structure` is the result's shape as a value: see `pack`."""
+    """A module with an entry function.  `spec` is the structure of its value: see `pack`."""
 
     module: Module
     entry: str
     args: list[Info]
     results: list[Info]
-    structure: tuple
+    spec: tuple
     warnings: list = field(default_factory=list)
+    written: list[int] = field(default_factory=list)         # which params and states (numbered in slot order) the last results replace
+
+    @property
+    def structure(self) -> object:
+        """The value's tensors as nested tuples of None; None itself for one tensor."""
+        return _nest(self.spec)
 
     def pack(self, arrays: list) -> object:
         """The results proper (without new states) in the structure the program gave them: a tuple for a tuple, a dict path -> array
         for a layer's values, one array for one tensor."""
         return _pack(self.structure, iter(arrays))
+
+
+def _nest(spec: tuple) -> object:
+    if spec[0] == "v":
+        return None
+    return tuple(None for _ in spec[2]) if spec[0] == "tree" else tuple(_nest(s) for s in spec[1]) if spec[0] in ("t", "l") else ()
 
 
 def _pack(spec: tuple, it) -> object:
@@ -169,7 +181,8 @@ def _entry(el: Elaborator, frame: Frame, name: str, value: object, args: list[tu
     func = make_func(el, frame, name, values, [*results, *[frame.cells[s] for _, s in written]], span,
                      {"result_names": [o.name for o in outs]})
     el.module.attrs["entries"].append(func.name)
-    return Elaborated(el.module, func.name, infos, outs, spec, el.diags.warnings)
+    kept = [s for _, s in slots if s.kind != "cache"]
+    return Elaborated(el.module, func.name, infos, outs, spec, el.diags.warnings, [i for i, s in enumerate(kept) if s in frame.cells])
 
 
 def _concrete(el: Elaborator, value: object, span: Span) -> object:
@@ -220,8 +233,10 @@ def _bind(program: Program | None, fn: FnValue, args, kwargs: dict | None, what:
     if len(args) > len(params):
         raise error(fn.decl.span.start(), f"{what} takes {len(params)} argument{'s' if len(params) != 1 else ''}, got {len(args)}",
                     hint=f"its parameters are: {', '.join(names)}" if names else None)
-    given = dict(zip(names, args))
+    given = {n: v for n, v in zip(names, args) if not left_out(v)}
     for k, v in (kwargs or {}).items():
+        if left_out(v):
+            continue
         if k not in names:
             near = did_you_mean(k, names)
             raise error(fn.decl.span.start(), f"{what} has no parameter `{k}`",
@@ -235,6 +250,17 @@ def _bind(program: Program | None, fn: FnValue, args, kwargs: dict | None, what:
     return [n for n in names if n in given], [given[n] for n in names if n in given]
 
 
+class Omitted:
+    """An argument that was left out: the parameter's default serves.  Callers may use an `_Omitted` of their own."""
+
+
+OMITTED = Omitted()
+
+
+def left_out(v: object) -> bool:
+    return isinstance(v, Omitted) or type(v).__name__ == "_Omitted"
+
+
 def elaborate_function(program: Program, name: str, args=(), kwargs: dict | None = None, training: bool = False) -> Elaborated:
     """One specialisation of a top-level function.  Arguments: a TensorType for an array, a Python value for a compile-time
     parameter (number, string, bool, none), a LayerInstance for a layer, tuples of these."""
@@ -242,22 +268,22 @@ def elaborate_function(program: Program, name: str, args=(), kwargs: dict | None
     return _elaborate(program, fn, name, args, kwargs, training, None)
 
 
-def _elaborate(program: Program, fn: FnValue, name: str, args, kwargs, training: bool, transform: Callable | None) -> Elaborated:
+def _elaborate(program: Program, fn: FnValue, name: str, args, kwargs, training: bool, transform: Callable | None,
+               kind: str = "", extra=()) -> Elaborated:
     names, given = _bind(program, fn, args, kwargs, f"`{name}`")
     el = Elaborator()
-    frame = Frame(name if transform is None else f"{name}.grad", training=training, plain=True)
-    values, infos, layers = _arguments(frame, names, given)
+    frame = Frame(f"{name}.{kind}" if kind else name, training=training, plain=True)
+    more_names = [f"{'cotangent' if kind == 'vjp' else 'tangent'}{i or ''}" for i in range(len(extra))]
+    values, infos, layers = _arguments(frame, [*names, *more_names], [*given, *extra])
     frame.roots = layers if len(layers) != 1 else [("", layers[0][1])]
     spans = {p.name: p.span for p in fn.decl.params}
 
     def body() -> object:
         with el.in_frame(frame):
             ca = CallArgs([], [], dict(zip(names, values)), {n: spans[n] for n in names})
+            frame.plain = not any(is_key(p) and p.name not in ca.kw for p in fn.decl.params)    # a key left out: the entry's argument
             if transform is not None:
-                return transform(el, fn, ca, fn.decl.span.start())
-            for p in fn.decl.params:
-                if is_key(p) and p.name not in ca.kw:          # a key left out becomes an argument of the entry
-                    frame.plain = False
+                return transform(el, fn, ca, fn.decl.span.start(), values[len(names):])
             scope, sig = bind_signature(el, fn, ca, fn.decl.span)
             frame.plain = True
             for p in fn.decl.params:
@@ -277,56 +303,27 @@ def elaborate_grad(program: Program, name: str, args=(), kwargs: dict | None = N
                    value: bool = False, training: bool = False) -> Elaborated:
     """The entry computes the gradient of function `name` at its arguments (with `value`: (value, gradient)); a list of names in `wrt`
     gives a tuple of gradients."""
-    def transform(el: Elaborator, fn: FnValue, ca: CallArgs, span: Span) -> object:
+    return elaborate_derivative(program, name, args, "value_and_grad" if value else "grad", wrt, (), kwargs, training)
+
+
+def elaborate_derivative(program: Program, name: str, args, kind: str, wrt: str | list[str] | None = None, extra=(),
+                         kwargs: dict | None = None, training: bool = False) -> Elaborated:
+    """kind: "grad" -> gradient; "value_and_grad" -> (value, gradient); "vjp" -> (value, adjoints), `extra` the cotangent's type; "jvp" ->
+    (value, derivative), `extra` one tangent's type per `wrt`.  The extra arguments come behind the function's own."""
+    many = isinstance(wrt, list | tuple)
+    wanted = list(wrt) if many else [wrt]
+
+    def transform(el: Elaborator, fn: FnValue, ca: CallArgs, span: Span, more: list[Value]) -> object:
         ca = _positional(fn, ca)
-        loss, grads = gradient(el, fn, ca, [wrt] if not isinstance(wrt, list | tuple) else list(wrt), span)
-        g = grads[0] if not isinstance(wrt, list | tuple) else tuple(grads)
-        return (loss, g) if value else g
+        if kind == "jvp":
+            return push_forward(el, fn, ca, wanted, more, span)
+        seed = None if kind != "vjp" else more[0] if len(more) == 1 else tuple(more)
+        out, grads = gradient(el, fn, ca, wanted, span, seed)
+        g = tuple(grads) if many else grads[0]
+        return g if kind == "grad" else (out, g)
 
     fn = find(program, name, FnValue, "function")
-    return _elaborate(program, fn, name, args, kwargs, training, transform)
-
-
-def elaborate_vjp(program: Program, name: str, args=(), kwargs: dict | None = None, seed=None) -> Elaborated:
-    """(value, adjoints of the arguments) for a cotangent of the value: `seed` is its TensorType (or a tuple of them)."""
-    def transform(el: Elaborator, fn: FnValue, ca: CallArgs, span: Span) -> object:
-        ca = _positional(fn, ca)
-        *xs, ct = ca.pos
-        out, pull = vjp(el, fn, xs, span)
-        return (out, pull.call(el, CallArgs.of([ct], span), span))
-
-    return _with_extra(program, name, args, kwargs, [seed], ["cotangent"], transform)
-
-
-def elaborate_jvp(program: Program, name: str, args=(), kwargs: dict | None = None, tangents=None) -> Elaborated:
-    """(value, its derivative along tangents of the float arguments)."""
-    args = list(args)
-
-    def transform(el: Elaborator, fn: FnValue, ca: CallArgs, span: Span) -> object:
-        ca = _positional(fn, ca)
-        n = len(ca.pos) - len(args)
-        return jvp(el, fn, ca.pos[:n], ca.pos[n:], span)
-
-    extra = list(tangents) if tangents is not None else list(args)
-    return _with_extra(program, name, args, kwargs, extra, [f"tangent{i}" for i in range(len(extra))], transform)
-
-
-def _with_extra(program: Program, name: str, args, kwargs, extra: list, extra_names: list[str], transform: Callable) -> Elaborated:
-    """An entry that takes more arguments than the function: they come last, by position."""
-    fn = find(program, name, FnValue, "function")
-    names, given = _bind(program, fn, args, kwargs, f"`{name}`")
-    el = Elaborator()
-    frame = Frame(f"{name}.{'vjp' if extra_names == ['cotangent'] else 'jvp'}", plain=True)
-    values, infos, layers = _arguments(frame, [*names, *extra_names], [*given, *extra])
-    frame.roots = layers if len(layers) != 1 else [("", layers[0][1])]
-    span = fn.decl.span.start()
-
-    def body() -> object:
-        with el.in_frame(frame):
-            return transform(el, fn, CallArgs.of(values, span), span)
-
-    value = _run(el, body)
-    return _entry(el, frame, frame.name, value, infos, _slots_of(layers, len(layers) != 1), fn.decl.name_span)
+    return _elaborate(program, fn, name, args, kwargs, training, transform, kind, list(extra))
 
 
 def _positional(fn: FnValue, ca: CallArgs) -> CallArgs:
@@ -653,6 +650,6 @@ def check_layer(inst: LayerInstance, problems: Diagnostics, observer: Callable |
             observer(frame.name, el.module)
 
 
-__all__ = ["Elaborated", "Info", "SlotInfo", "functions", "check", "elaborate_function", "elaborate_grad", "elaborate_vjp",
-           "elaborate_jvp", "instantiate", "slots", "elaborate_init", "elaborate_cache_init", "elaborate_call", "initial_value",
+__all__ = ["Elaborated", "Info", "SlotInfo", "functions", "check", "elaborate_function", "elaborate_grad", "elaborate_derivative",
+           "OMITTED", "instantiate", "slots", "elaborate_init", "elaborate_cache_init", "elaborate_call", "initial_value",
            "path_number", "type_text", "call", "finish", "_Value"]

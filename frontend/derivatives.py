@@ -12,7 +12,7 @@ from .calls import bind_params, call, captures, fn_text, make_func, overlay
 from .elaborator import Elaborator
 from .frame import Frame
 from .tensors import as_tensor, is_weak
-from .trees import flatten, unflatten
+from .trees import flatten, leaf_names, unflatten
 from .values import (
     Builtin,
     CallArgs,
@@ -70,7 +70,10 @@ class Variable:
         self.at, self.key, self.path = at, key, path
 
 
-def find_variable(el: Elaborator, f: object, args: CallArgs, wrt: str | None, span: Span) -> Variable:
+def find_variable(el: Elaborator, f: object, args: CallArgs, wrt: str | int | None, span: Span) -> Variable:
+    """What `wrt` means in this call: a parameter's name with a path behind it, a position, or none for the first."""
+    if isinstance(wrt, int):
+        return Variable(wrt, None, [])
     names = parameter_names(f)
     if wrt is None:
         if args.pos:
@@ -91,73 +94,100 @@ def find_variable(el: Elaborator, f: object, args: CallArgs, wrt: str | None, sp
     el.fail(span, f"`wrt = \"{wrt}\"`: the argument `{head}` is not given")
 
 
-def gradient(el: Elaborator, f: object, args: CallArgs, wanted: list[str | None], span: Span,
+class Watched:
+    """A call of a function whose wanted arguments are watched: its value, and what to differentiate with respect to."""
+
+    def __init__(self, el: Elaborator, f: object, args: CallArgs, wanted: list[str | int | None], span: Span):
+        args = CallArgs(args.pos, args.spans, dict(args.kw), args.kw_spans)
+        variables = [find_variable(el, f, args, w, span) for w in wanted]
+        watched: dict[object, object] = {}                     # argument place -> watched value (tensors, tuples)
+        cells: dict[Slot, Value] = {}                          # watched parameters of layers
+        self.targets: list[tuple] = []                         # (part of a layer, its slots) or (structure of a value, None)
+        self.xs: list[Value] = []
+        for v in variables:
+            place = v.at if v.at is not None else v.key
+            value = watched.get(place, args.pos[v.at] if v.at is not None else args.kw[v.key])
+            if isinstance(value, LayerInstance):
+                part = layer_part(el, value, v.path, span)
+                slots = [part] if isinstance(part, Slot) else [s for _, s in _params_of(part)]
+                watch_cells(el, slots, cells, span)
+                self.targets.append((part, slots))
+                self.xs += [cells[s] for s in slots]
+                continue
+            if v.path and not isinstance(value, Tree):
+                el.fail(span, f"`{'.'.join(v.path)}`: {describe(value)} has no parts to differentiate with respect to")
+            if place not in watched:
+                value = watched[place] = watch_value(el, value, span)
+                if v.at is not None:
+                    args.pos[v.at] = value
+                else:
+                    args.kw[v.key] = value
+            part = value
+            for name in v.path:
+                from .expressions import tree_attribute
+                part = tree_attribute(el, part, name, span)
+            spec, leaves = flatten(part)
+            self.targets.append((spec, None))
+            self.xs += leaves
+        with overlay(el, cells):
+            self.out = call(el, f, args, span)
+        if is_weak(self.out):
+            self.out = as_tensor(el.b(span), self.out)
+        self.spec, self.ys = flatten(self.out)
+
+    def pack(self, values: list[Value]) -> list[object]:
+        """One value per x in the structures of the wanted variables."""
+        results: list[object] = []
+        k = 0
+        for part, slots in self.targets:
+            if slots is not None:
+                results.append(layer_tree(part, dict(zip(slots, values[k:k + len(slots)]))))
+                k += len(slots)
+            else:
+                n = sum(1 for _ in leaf_names(part, ""))
+                results.append(unflatten(part, values[k:k + n]))
+                k += n
+        return results
+
+
+def watch_cells(el: Elaborator, slots: list[Slot], cells: dict[Slot, Value], span: Span) -> None:
+    b = el.b(span)
+    for s in slots:
+        if s not in cells:
+            old = el.frame.value_of(s)
+            cells[s] = b.op("autodiff.watch", [old if old is not None else el.frame.take_argument(s, s.type, s.name)]).result
+
+
+def gradient(el: Elaborator, f: object, args: CallArgs, wanted: list[str | int | None], span: Span,
              seed: object = None) -> tuple[object, list[object]]:
     """Calls f and differentiates it: its value, and one gradient per wanted variable.  Without a seed the value is a scalar."""
-    args = CallArgs(args.pos, args.spans, dict(args.kw), args.kw_spans)
-    variables = [find_variable(el, f, args, w, span) for w in wanted]
-    watched: dict[object, object] = {}                         # argument place -> watched value (tensors, tuples)
-    cells: dict[Slot, Value] = {}                              # watched parameters of layers
-    b = el.b(span)
-    targets: list[object] = []
-    for v in variables:
-        place = v.at if v.at is not None else v.key
-        value = watched.get(place, args.pos[v.at] if v.at is not None else args.kw[v.key])
-        if isinstance(value, LayerInstance):
-            part = layer_part(el, value, v.path, span)
-            slots = [part] if isinstance(part, Slot) else [s for _, s in _params_of(part)]
-            for s in slots:
-                if s not in cells:
-                    old = el.frame.value_of(s)
-                    cells[s] = b.op("autodiff.watch", [old if old is not None else el.frame.take_argument(s, s.type, s.name)]).result
-            targets.append(("layer", part, slots))
-            continue
-        if v.path:
-            if not isinstance(value, Tree):
-                el.fail(span, f"`{'.'.join(v.path)}`: {describe(value)} has no parts to differentiate with respect to")
-        if place not in watched:
-            value = watch_value(el, value, span)
-            watched[place] = value
-            if v.at is not None:
-                args.pos[v.at] = value
-            else:
-                args.kw[v.key] = value
-        part = value
-        for name in v.path:
-            from .expressions import tree_attribute
-            part = tree_attribute(el, part, name, span)
-        targets.append(("value", part, None))
-    with overlay(el, cells):
-        out = call(el, f, args, span)
-    spec_out, ys = flatten(out)
+    w = Watched(el, f, args, wanted, span)
+    ys = w.ys
     if seed is None:
-        if is_weak(out):
-            ys = [as_tensor(el.b(span), out)]
-        if len(ys) != 1 or ys[0].type.rank != 0 or not ys[0].type.dtype.is_float:
-            if not (isinstance(out, tuple) and ys and ys[0].type.rank == 0 and isinstance(out[0], Value)):
-                el.fail(span, f"only a scalar can be differentiated; {fn_text(f) if isinstance(f, FnValue) else 'the function'} gives {describe(out)}",
-                        hint="`sum` or `mean` makes a scalar; `vjp(f, x)[1](g)` takes a cotangent of any shape")
-            el.fail(span, f"only a scalar can be differentiated, got {describe(out)}")
+        if len(ys) != 1 or not isinstance(w.out, Value) or ys[0].type.rank != 0 or not ys[0].type.dtype.is_float:
+            el.fail(span, f"only a scalar can be differentiated; {fn_text(f) if isinstance(f, FnValue) else 'the function'} gives {describe(w.out)}",
+                    hint="`sum` or `mean` makes a scalar; `vjp(f, x)[1](g)` takes a cotangent of any shape")
         seeds = [el.b(span).constant(1.0, ys[0].type)]
     else:
-        _, seeds = flatten(seed)
-        seeds = match_seed(el, ys, seeds, span)
-    flat: list[Value] = []
-    for kind, part, slots in targets:
-        flat += [cells[s] for s in slots] if kind == "layer" else flatten(part)[1]
-    grads = vjp_op(el, ys, seeds, flat, span)
-    results = []
-    k = 0
-    for kind, part, slots in targets:
-        if kind == "layer":
-            values = dict(zip(slots, grads[k:k + len(slots)]))
-            k += len(slots)
-            results.append(layer_tree(part, values))
-        else:
-            spec, own = flatten(part)
-            results.append(unflatten(spec, grads[k:k + len(own)]))
-            k += len(own)
-    return out, results
+        seeds = match_seed(el, ys, flatten(seed)[1] or [seed], span)
+    return w.out, w.pack(vjp_op(el, ys, seeds, w.xs, span))
+
+
+def push_forward(el: Elaborator, f: object, args: CallArgs, wanted: list[str | int | None], tangents: list[object],
+                 span: Span) -> tuple[object, object]:
+    """(f(..), its derivative along the tangents): the pullback is linear in its cotangent, so its own pullback pushes forward."""
+    w = Watched(el, f, args, wanted, span)
+    if not w.ys or any(not y.type.dtype.is_float for y in w.ys):
+        el.fail(span, f"the function gives {describe(w.out)}, which has no derivative")
+    b = el.b(span)
+    zeros = [b.op("autodiff.watch", [b.constant(0.0, y.type)]).result for y in w.ys]
+    adjoints = vjp_op(el, w.ys, zeros, w.xs, span)
+    vs = [x for t in tangents for x in (flatten(t)[1] or [t])]
+    if len(vs) != len(adjoints):
+        el.fail(span, f"{len(adjoints)} tensors need {len(adjoints)} tangents, got {len(vs)}")
+    from .statements import fit
+    vs = [fit(el, v, x.type, span, "the tangent") for v, x in zip(vs, adjoints)]
+    return w.out, unflatten(w.spec, vjp_op(el, adjoints, vs, zeros, span))
 
 
 def vjp_op(el: Elaborator, ys: list[Value], seeds: list[Value], xs: list[Value], span: Span) -> list[Value]:
@@ -240,7 +270,7 @@ class Pullback(Transform):
             el.fail(span, "the second part of `vjp(f, x)` takes the cotangents of f's results")
         _, seeds = flatten(tuple(args.pos) if len(args.pos) > 1 else args.pos[0])
         if not seeds:
-            seeds = list(args.pos)
+            seeds = list(args.pos)                             # numbers
         grads = vjp_op(el, self.ys, match_seed(el, self.ys, seeds, span), self.xs, span)
         out = unflatten(self.xs_spec, grads)
         return out[0] if len(out) == 1 else out
@@ -250,13 +280,10 @@ def vjp(el: Elaborator, f: object, values: list[object], span: Span) -> tuple[ob
     """(f(x, ..), pullback)."""
     inputs: list[object] = []
     cells: dict[Slot, Value] = {}
-    b = el.b(span)
     watched: list[object] = []
     for v in values:
         if isinstance(v, LayerInstance):
-            for _, s in v.params:
-                old = el.frame.value_of(s)
-                cells[s] = b.op("autodiff.watch", [old if old is not None else el.frame.take_argument(s, s.type, s.name)]).result
+            watch_cells(el, [s for _, s in v.params], cells, span)
             watched.append(Tree(v, {s: cells[s] for _, s in v.params}))
             inputs.append(v)
         else:
@@ -273,23 +300,8 @@ def vjp(el: Elaborator, f: object, values: list[object], span: Span) -> tuple[ob
 
 
 def jvp(el: Elaborator, f: object, values: list[object], tangents: list[object], span: Span) -> tuple[object, object]:
-    """(f(x), the derivative along v): the pullback is linear in its cotangent, so its own pullback pushes forward."""
-    out, pull = vjp(el, f, values, span)
-    spec, ys = flatten(out)
-    b = el.b(span)
-    floats = [i for i, y in enumerate(ys) if y.type.dtype.is_float]
-    if len(floats) != len(ys):
-        el.fail(span, f"the function gives {describe(out)}, which has no derivative")
-    zeros = [b.op("autodiff.watch", [b.constant(0.0, y.type)]).result for y in ys]
-    adjoints = vjp_op(el, ys, zeros, pull.xs, span)
-    _, vs = flatten(tuple(tangents))
-    if len(vs) != len(adjoints):
-        vs = [x for t in tangents for x in ([t] if not isinstance(t, tuple | list | Tree) else flatten(t)[1])]
-    if len(vs) != len(adjoints):
-        el.fail(span, f"{len(adjoints)} tensors need {len(adjoints)} tangents, got {len(vs)}")
-    from .statements import fit
-    vs = [fit(el, v, x.type, span, "the tangent") for v, x in zip(vs, adjoints)]
-    return out, unflatten(spec, vjp_op(el, adjoints, vs, zeros, span))
+    """(f(x, ..), its derivative along the tangents of all arguments)."""
+    return push_forward(el, f, CallArgs.of(values, span), list(range(len(values))), tangents, span)
 
 
 # ---- custom_grad ------------------------------------------------------------------------------------------------------
@@ -353,4 +365,4 @@ def separate(el: Elaborator, f: object, spec: tuple, leaves: list[Value], name: 
     return made
 
 
-__all__ = ["Grad", "vjp", "jvp", "Custom", "gradient"]
+__all__ = ["Grad", "vjp", "jvp", "Custom", "gradient", "push_forward"]

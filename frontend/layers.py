@@ -2,7 +2,7 @@
 from __future__ import annotations
 
 from ..compiler.diagnostics import CompileError, Span
-from ..compiler.ir import TensorType, Value
+from ..compiler.ir import Dim, TensorType, Value
 from . import ast as A
 from .calls import bind_params
 from .elaborator import Elaborator, pattern_names
@@ -147,9 +147,16 @@ def cell_type(el: Elaborator, t: A.Type, scope: Scope, span: Span, open_dims: bo
 
 
 def cache_type(el: Elaborator, slot: Slot, scope: Scope, span: Span) -> TensorType:
-    """The type of a cache whose dims a call fixes: its names are looked up in the method that uses it."""
+    """The type of a cache whose dims a call fixes: names that the layer does not know are dims of the method that uses it."""
     t = slot.decl.type
-    sig = Signature(el, scope)
+    layer = slot.owner.scope
+    sig = Signature(el, layer)
+    while scope.parent is not None and scope.parent is not layer:
+        scope = scope.parent
+    if scope.parent is layer:
+        for n in A.walk(t):
+            if isinstance(n, A.Name) and layer.lookup(n.id) is MISSING and isinstance(scope.names.get(n.id), int | Dim):
+                sig.dims[n.id] = scope.names[n.id]
     try:
         return TensorType(sig.dtype(t, None), sig.shape(t.dims or []))
     except Unknown as u:
