@@ -248,7 +248,7 @@ func @f(%x: f32[8,40], %w: f32[40,40], %b: f32[40]) -> (f32[8,40]) {
 def test_transposes_and_reshapes_of_operands_are_views():
     m = to_loops(function(ATTENTION.replace("2,5,12", "2,50,12").replace("2,5,3,4", "2,50,3,4").replace("2,3,5,4", "2,3,50,4")
                           .replace("5,5]", "50,50]").replace("2,3,5]", "2,3,50]")))
-    assert kernels(m) == {"alloc": 3, "contract": 2, "parallel": 1, "copy": 1}   # the copy: the result that is wanted elsewhere
+    assert kernels(m) == {"alloc": 2, "contract": 2, "parallel": 1}       # softmax between them; nothing is copied or transposed
 
 
 def test_scan_writes_carries_and_stacked_results_in_place():
