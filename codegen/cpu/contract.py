@@ -1,12 +1,14 @@
 """loop.contract and loop.copy: as a call of the packed GEMM, or as an ordinary kernel when small or of another kind.
 
 The letters fall into batch, m (out and lhs), n (out and rhs) and k (lhs and rhs). Letters of a group that step through
-memory as one dim in every buffer are merged; of what is left one letter each becomes the GEMM's m, n and k, the others
-batch dims (m, n: with stride 0 in the operand that lacks them) or loops around the call (k: later turns accumulate).
+memory as one dim in every buffer are merged. When several are left (a convolution over a view of windows), rows, columns
+and k are described by tables of offsets; letters of m and n that do not step evenly through out become batch dims.
 """
 from __future__ import annotations
 
 from dataclasses import dataclass
+
+import numpy as np
 
 from ...compiler.ir.builder import Builder
 from ...compiler.ir.core import Block, Op, Value
@@ -31,16 +33,19 @@ class Dim:
 
 @dataclass
 class GemmPlan:
+    """`swapped`: lhs and rhs (and the roles of m and n) change places. `tables`: offsets a(m), a(k), b(k), b(n)."""
+
     dtype: str
     m: Dim
     n: Dim
     k: Dim
     batch: list[Dim]
-    outer_k: list[Dim]
+    swapped: bool = False
+    tables: tuple[np.ndarray, ...] = ()
 
     def cycles(self, target: CpuTarget) -> float:
         work = self.m.size * self.n.size * self.k.size
-        for d in (*self.batch, *self.outer_k):
+        for d in self.batch:
             work *= d.size
         return work / target.lanes(self.dtype)
 
@@ -84,29 +89,65 @@ def plan(op: Op, target: CpuTarget) -> GemmPlan | None:
     batch, ms, ns, ks = group(out & lhs & rhs), group(out & lhs - rhs), group(out & rhs - lhs), group((lhs & rhs) - out)
     unit = Dim(1, 1, 1, 1)
 
-    def main(group: list[Dim]) -> Dim:
-        """The dim with unit stride in out if it is worth it, else the longest."""
-        if not group:
-            return unit
-        units = [d for d in group if d.c == 1 and d.size >= 8]
-        best = units[0] if units else max(group, key=lambda d: d.size)
-        group.remove(best)
-        return best
-    m, n = main(ms), main(ns)
-    k = max(ks, key=lambda d: d.size) if ks else unit
-    if ks:
-        ks.remove(k)
-    if m.c != 1 and n.c != 1:
+    if len(ms) <= 1 and len(ns) <= 1 and len(ks) <= 1:
+        m, n, k = (g[0] if g else unit for g in (ms, ns, ks))
+        if m.c != 1 and n.c != 1:
+            return None
+        return GemmPlan(dtype, m, n, k, batch)
+    # out's unit stride has to be n's; rows and columns of out have to step evenly
+    swapped = not any(d.c == 1 for d in ns) and any(d.c == 1 for d in ms)
+    if swapped:
+        ms, ns = ([Dim(d.size, d.b, d.a, d.c) for d in g] for g in (ns, ms))
+        ks, batch = ([Dim(d.size, d.b, d.a, d.c) for d in g] for g in (ks, batch))
+    m_dims, ms = _even(ms)
+    n_dims, ns = _even(ns)
+    if n_dims and n_dims[-1].c != 1:
         return None
     batch = sorted([*batch, *ms, *ns], key=lambda d: -d.size)
-    tiles = m.size * n.size * k.size
-    return GemmPlan(dtype, m, n, k, batch, ks) if tiles >= 512 else None
+    m, n, k = (_flat(g) for g in (m_dims, n_dims, ks))
+    if m.size * n.size * k.size < 512:
+        return None
+    if len(m_dims) <= 1 and len(n_dims) <= 1 and len(ks) <= 1:
+        return GemmPlan(dtype, m, n, k, batch, swapped)
+    tables = tuple(_offsets(g, x) for g, x in ((m_dims, "a"), (ks, "a"), (ks, "b"), (n_dims, "b")))
+    if any(t is None for t in tables):
+        return None
+    return GemmPlan(dtype, m, n, k, batch, swapped, tables)
+
+
+def _even(dims: list[Dim]) -> tuple[list[Dim], list[Dim]]:
+    """The innermost dims that step through out as one, and the others."""
+    kept = dims[-1:]
+    for i in range(len(dims) - 2, -1, -1):
+        if dims[i].c != kept[0].c * kept[0].size:
+            return kept, dims[:i + 1]
+        kept.insert(0, dims[i])
+    return kept, []
+
+
+def _flat(dims: list[Dim]) -> Dim:
+    """Several dims as one: its size, and the strides of the innermost."""
+    size = 1
+    for d in dims:
+        size *= d.size
+    last = dims[-1] if dims else Dim(1, 1, 1, 1)
+    return Dim(size, last.a, last.b, last.c)
+
+
+def _offsets(dims: list[Dim], operand: str) -> np.ndarray | None:
+    """Element offsets of all positions, row-major; None when they do not fit 32 bits."""
+    out = np.zeros(1, np.int64)
+    for d in dims:
+        out = (out[:, None] + np.arange(d.size) * getattr(d, operand)).reshape(-1)
+    return out.astype(np.int32) if abs(out).max() < 1 << 31 else None
 
 
 def emit_gemm(host, op: Op, p: GemmPlan, tid: str, threads: str) -> None:
     """The call(s), from the host level."""
     f = host.f
     out, lhs, rhs = op.operands
+    if p.swapped:
+        lhs, rhs = rhs, lhs
     elem = mem_elem(out.type.dtype)
     args = f.alloca(f"[{len(ARGS)} x i64]")
     base = {"a": host.pointer(lhs), "b": host.pointer(rhs), "c": host.pointer(out)}
@@ -124,33 +165,26 @@ def emit_gemm(host, op: Op, p: GemmPlan, tid: str, threads: str) -> None:
     for x in "abc":
         put(f"{x}_b0", getattr(inner[0], x))
         put(f"{x}_b1", getattr(inner[1], x))
-    put("a_rs", p.m.a)
-    put("a_cs", p.k.a)
-    put("b_rs", p.k.b)
-    put("b_cs", p.n.b)
+    if p.tables:
+        for name, table in zip(("a_rs", "a_cs", "b_rs", "b_cs"), p.tables):
+            put(name, f.op(f"ptrtoint ptr {host.e.constant(table)} to i64"))
+    else:
+        for name, stride in (("a_rs", p.m.a), ("a_cs", p.k.a), ("b_rs", p.k.b), ("b_cs", p.n.b)):
+            put(name, stride)
+    put("tables", int(bool(p.tables)))
+    put("accumulate", int(bool(op.attrs.get("accumulate"))))
     put("c_rs", p.m.c if p.m.size > 1 else 1)
     put("c_cs", p.n.c if p.n.size > 1 else 1)
 
-    def call(offsets: dict[str, str], accumulate: str) -> None:
+    def nest(dims: list[Dim], offsets: dict[str, str]) -> None:
+        if dims:
+            with f.loop("0", str(dims[0].size)) as i:
+                nest(dims[1:], {x: f.iadd(offsets[x], f.imul(i.index, str(getattr(dims[0], x)))) for x in "abc"})
+            return
         for x in "abc":
             put(x, f.op(f"ptrtoint ptr {f.gep(elem, base[x], offsets[x])} to i64"))
-        put("accumulate", accumulate)
         f.do(f"call void @engram_gemm_{p.dtype}(i64 {tid}, i64 {threads}, ptr {scratch}, ptr {args})")
-
-    def nest(dims: list[tuple[Dim, bool]], offsets: dict[str, str], accumulate: str) -> None:
-        if not dims:
-            call(offsets, accumulate)
-            return
-        (d, is_k), *rest = dims
-        with f.loop("0", str(d.size)) as i:
-            moved = {x: f.iadd(offsets[x], f.imul(i.index, str(getattr(d, x)))) for x in "abc"}
-            acc = accumulate
-            if is_k:
-                later = f.op(f"zext i1 {f.icmp('ne', i.index, '0')} to i64")
-                acc = f.op(f"or i64 {accumulate}, {later}")
-            nest(rest, moved, acc)
-    loops = [(d, False) for d in p.batch[2:]] + [(d, True) for d in p.outer_k]
-    nest(loops, dict.fromkeys("abc", "0"), "1" if op.attrs.get("accumulate") else "0")
+    nest(p.batch[2:], dict.fromkeys("abc", "0"))
 
 
 def _scratch_offset() -> int:

@@ -7,6 +7,7 @@ compiled function serves every contraction of a dtype (and is compiled once per 
   panels of even height <= MR, so no more than one row of a matrix is wasted.
 * A is packed to panels of h rows (a panel stays in L1), B to panels of NR columns (a block stays in L2); packing takes
   any strides.
+* Convolutions and other contractions over several dims: rows, columns and k may be given by tables of offsets.
 * Edges: masked loads and stores where they are free (AVX-512), else a temporary tile.
 * Bits: every element is one chain of fused multiply-adds in ascending k from 0 (or from C): blocks load C back into the
   accumulators. So neither blocking nor the number of threads changes a bit. The one exception is a matrix-vector product
@@ -18,6 +19,7 @@ Arguments come as an array of 64-bit words (`ARGS`), so that a caller stores con
 from __future__ import annotations
 
 import functools
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 from .irtext import Fn, Module, splat, vec
@@ -26,7 +28,7 @@ from .target import CpuTarget, Library, compile_text, host_target
 ARGS = ("batch0", "batch1", "m", "n", "k",
         "a", "a_b0", "a_b1", "a_rs", "a_cs",
         "b", "b_b0", "b_b1", "b_rs", "b_cs",
-        "c", "c_b0", "c_b1", "c_rs", "c_cs", "accumulate")
+        "c", "c_b0", "c_b1", "c_rs", "c_cs", "accumulate", "tables")
 ARG_INDEX = {name: i for i, name in enumerate(ARGS)}
 
 PREFETCH = 16      # rows of B ahead of the one being packed
@@ -289,6 +291,90 @@ class _Gen:
         f.label(out)
         f.finish()
 
+    def run_length(self, f: Fn, table: str, start: str, limit: str) -> str:
+        """How many entries from `start` on (at most `limit`, at least 1) follow one another by 1."""
+        first = f.load("i32", f.gep("i32", table, start), 4)
+        head, more, out = f.new_label("scan"), f.new_label("more"), f.new_label("run")
+        before = f.block
+        f.jump(head)
+        f.label(head)
+        n, after = f.name("n"), f.name("n")
+        f.lines.append(f"  {n} = phi i64 [ 1, %{before} ], [ {after}, %{more} ]")
+        inside = f.icmp("slt", n, limit)
+        probe = f.op(f"select i1 {inside}, i64 {n}, i64 0")
+        value = f.load("i32", f.gep("i32", table, f.iadd(start, probe)), 4)
+        want = f.op(f"add i32 {first}, {f.op(f'trunc i64 {n} to i32')}")
+        goes_on = f.both(inside, f.op(f"icmp eq i32 {value}, {want}"))
+        f.branch(goes_on, more, out)
+        f.label(more)
+        f.lines.append(f"  {after} = add i64 {n}, 1")
+        f.jump(head)
+        f.label(out)
+        return n
+
+    def pack_tables(self, name: str, parts: int) -> None:
+        """dst[k * h + i] = src[it[i] + kt[k]]: by runs of neighbouring i, or transposing runs of neighbouring k."""
+        f = Fn(self.m, f"internal void @{name}(ptr noalias %dst, ptr noalias %src, ptr %it, ptr %kt, i64 %h, i64 %most, i64 %kc)", "#2")
+        w, e = self.w, self.e
+        valid = f.imin("%most", "%h")
+
+        def offset(table: str, index: str) -> str:
+            return f.op(f"sext i32 {f.load('i32', f.gep('i32', table, index), 4)} to i64")
+
+        @contextmanager
+        def runs(table: str, total: str, limit: str):
+            """for each run: (start, length)."""
+            head, body, out = f.new_label("runs"), f.new_label("run"), f.new_label("end")
+            before = f.block
+            f.jump(head)
+            f.label(head)
+            at = f.name("at")
+            place = len(f.lines)
+            f.branch(f.icmp("slt", at, total), body, out)
+            f.label(body)
+            length = self.run_length(f, table, at, f.imin(f.isub(total, at), limit))
+            yield at, length
+            after = f.iadd(at, length)
+            f.lines[place:place] = [f"  {at} = phi i64 [ 0, %{before} ], [ {after}, %{f.block} ]"]
+            f.jump(head)
+            f.label(out)
+        by_i, by_k, done = f.new_label("by_i"), f.new_label("by_k"), f.new_label("done")
+        run_i = self.run_length(f, "%it", "0", valid)
+        run_k = self.run_length(f, "%kt", "0", f.imin("%kc", str(w)))
+        if not self.target.masked:
+            f.jump(by_i)
+        else:
+            f.branch(f.either(f.icmp("sge", run_i, "8"), f.icmp("sge", run_i, run_k)), by_i, by_k)
+        f.label(by_i)
+        with runs("%it", valid, str(parts * w)) as (at, length):
+            base = f.gep(e, "%src", offset("%it", at))
+            masks = [self.mask(f, f.isub(length, str(p * w))) for p in range(parts)] if self.target.masked else []
+            with f.loop("0", "%kc") as k:
+                src = f.gep(e, base, offset("%kt", k.index))
+                dst = f.gep(e, "%dst", f.iadd(f.imul(k.index, "%h"), at))
+                for p, mask in enumerate(masks):
+                    self.vstore(f, self.vload(f, f.gep(e, src, str(p * w)), mask), f.gep(e, dst, str(p * w)), mask)
+                if not masks:
+                    with f.loop("0", length) as i:
+                        f.store(e, f.load(e, f.gep(e, src, i.index), self.size), f.gep(e, dst, i.index), self.size)
+        f.jump(done)
+        f.label(by_k)
+        if self.target.masked:
+            top = f.isub(valid, "1")
+            bases = [f.gep(e, "%src", offset("%it", f.imin(str(i), top))) for i in range(parts * w)]
+            with runs("%kt", "%kc", str(w)) as (at, length):
+                shift = offset("%kt", at)
+                mask = self.mask(f, length)
+                cols = [self.transpose(f, [self.vload(f, f.gep(e, bases[p * w + i], shift), mask) for i in range(w)])
+                        for p in range(parts)]
+                for k in range(w):                            # rows beyond the run are overwritten by the next one
+                    dst = f.gep(e, "%dst", f.imul(f.iadd(at, str(k)), "%h"))
+                    for p in range(parts):
+                        self.vstore(f, cols[p][k], f.gep(e, dst, str(p * w)))
+        f.jump(done)
+        f.label(done)
+        f.finish()
+
     def whole_panels(self, f: Fn, n: str) -> str:
         return f.imul(f.udiv(n, str(self.t.nr)), str(self.t.nr))
 
@@ -325,6 +411,12 @@ class _Gen:
             f.jump(done)
         f.label(done)
 
+    def any_tile(self, f: Fn, temporary: str, *args: str) -> None:
+        if self.target.masked:
+            self.call_tile(f, *args)
+        else:
+            self.edge_tile(f, temporary, *args)
+
     def edge_tile(self, f: Fn, temporary: str, k: str, a: str, b: str, ldb: str, c: str, ldc: str, cols: str,
                   rows: str, first: str, height: str) -> None:
         """Targets without cheap masks: a tile that sticks out is computed in a temporary one."""
@@ -348,11 +440,13 @@ class _Gen:
         f.jump(done)
         f.label(done)
 
-    def single(self) -> None:
-        """C[m x n] (+)= A @ B for one thread: the blocked loops. C has unit column stride."""
+    def single(self, tables: bool = False) -> None:
+        """C[m x n] (+)= A @ B for one thread: the blocked loops. C has unit column stride. With `tables`, the strides of
+        A and B are pointers to i32 element offsets per row and per k."""
         t, e = self.t, self.e
-        f = Fn(self.m, "internal void @single(ptr %scratch, i64 %m, i64 %n, i64 %k, ptr %a, i64 %ars, i64 %acs, "
-                       "ptr %b, i64 %brs, i64 %bcs, ptr %c, i64 %ldc, i1 %overwrite)", "#2")
+        kind = "ptr" if tables else "i64"
+        f = Fn(self.m, f"internal void @single{'_tables' if tables else ''}(ptr %scratch, i64 %m, i64 %n, i64 %k, ptr %a, "
+                       f"{kind} %ars, {kind} %acs, ptr %b, {kind} %brs, {kind} %bcs, ptr %c, i64 %ldc, i1 %overwrite)", "#2")
         packed_a = "%scratch"
         slack = 64 * t.lanes
         packed_b = f.gep(e, "%scratch", str((t.mc + t.mr) * t.kc + slack))
@@ -362,9 +456,12 @@ class _Gen:
         kc = f.udiv(f.iadd("%k", f.isub(blocks, "1")), blocks)        # even blocks: no short last one
         # B that few rows use and that already lies contiguous is read where it is
         few = f.icmp("sle", "%m", str(5 * t.mr))
-        direct = f.both(few, f.icmp("eq", "%bcs", "1"))
-        if not self.target.masked:
-            direct = f.both(direct, f.icmp("eq", f.urem("%n", str(t.nr)), "0"))
+        direct, unit_b = "false", "false"
+        if not tables:
+            unit_b = f.icmp("eq", "%bcs", "1")
+            direct = f.both(few, unit_b)
+            if not self.target.masked:
+                direct = f.both(direct, f.icmp("eq", f.urem("%n", str(t.nr)), "0"))
         step = f.op(f"call i64 {self.m.intrinsic('i64', 'llvm.smax.i64', 'i64', 'i64')}(i64 {kc}, i64 1)")
         with f.loop("0", "%n", str(t.nc)) as jc:
             n_here = f.imin(str(t.nc), f.isub("%n", jc.index))
@@ -372,20 +469,24 @@ class _Gen:
             with f.loop("0", f.op("call i64 @llvm.smax.i64(i64 %k, i64 1)"), step) as pc:
                 k_here = f.imin(kc, f.isub("%k", pc.index))
                 first = f.both("%overwrite", f.icmp("eq", pc.index, "0"))
-                b_block = f.gep(e, "%b", f.iadd(f.imul(pc.index, "%brs"), f.imul(jc.index, "%bcs")))
+                b_block = "%b" if tables else f.gep(e, "%b", f.iadd(f.imul(pc.index, "%brs"), f.imul(jc.index, "%bcs")))
                 # whole panels that lie row by row are packed by the first tiles that use them
-                not_direct = f.op(f"xor i1 {f.either(few, f.icmp('ne', '%bcs', '1'))}, true")
-                unpacked = f.op(f"select i1 {not_direct}, i64 {self.whole_panels(f, n_here)}, i64 0")
+                late = f.both(f.op(f"xor i1 {few}, true"), unit_b)
+                unpacked = f.op(f"select i1 {late}, i64 {self.whole_panels(f, n_here)}, i64 0")
                 with f.when(f.op(f"xor i1 {direct}, true")):
                     with f.loop(unpacked, n_here, str(t.nr)) as j:
-                        f.do(f"call void @pack_b(ptr {f.gep(e, packed_b, f.imul(j.index, k_here))}, "
-                             f"ptr {f.gep(e, b_block, f.imul(j.index, '%bcs'))}, i64 %bcs, i64 %brs, i64 {t.nr}, "
-                             f"i64 {f.isub(n_here, j.index)}, i64 {k_here})")
+                        if tables:
+                            src = (f"ptr %b, ptr {f.gep('i32', '%bcs', f.iadd(jc.index, j.index))}, "
+                                   f"ptr {f.gep('i32', '%brs', pc.index)}")
+                        else:
+                            src = f"ptr {f.gep(e, b_block, f.imul(j.index, '%bcs'))}, i64 %bcs, i64 %brs"
+                        f.do(f"call void @pack_b{'_tables' if tables else ''}(ptr {f.gep(e, packed_b, f.imul(j.index, k_here))}, "
+                             f"{src}, i64 {t.nr}, i64 {f.isub(n_here, j.index)}, i64 {k_here})")
                 with f.loop("0", "%m", str(t.mc)) as ic:
                     m_here = f.imin(str(t.mc), f.isub("%m", ic.index))
                     pairs = f.udiv(f.iadd(m_here, "1"), "2")
                     panels = f.udiv(f.iadd(pairs, str(t.mr // 2 - 1)), str(t.mr // 2))
-                    a_block = f.gep(e, "%a", f.iadd(f.imul(ic.index, "%ars"), f.imul(pc.index, "%acs")))
+                    a_block = "%a" if tables else f.gep(e, "%a", f.iadd(f.imul(ic.index, "%ars"), f.imul(pc.index, "%acs")))
                     c_block = f.gep(e, "%c", f.iadd(f.imul(ic.index, "%ldc"), jc.index))
 
                     def panel(index: str) -> tuple[str, str, str]:
@@ -394,9 +495,13 @@ class _Gen:
                         return row, f.isub(end, row), f.isub(m_here, row)
                     with f.loop("0", panels) as p:
                         row, height, valid = panel(p.index)
-                        f.do(f"call void @pack_a(ptr {f.gep(e, packed_a, f.imul(row, k_here))}, "
-                             f"ptr {f.gep(e, a_block, f.imul(row, '%ars'))}, i64 %ars, i64 %acs, i64 {height}, "
-                             f"i64 {f.imin(valid, height)}, i64 {k_here})")
+                        if tables:
+                            src = (f"ptr %a, ptr {f.gep('i32', '%ars', f.iadd(ic.index, row))}, "
+                                   f"ptr {f.gep('i32', '%acs', pc.index)}")
+                        else:
+                            src = f"ptr {f.gep(e, a_block, f.imul(row, '%ars'))}, i64 %ars, i64 %acs"
+                        f.do(f"call void @pack_a{'_tables' if tables else ''}(ptr {f.gep(e, packed_a, f.imul(row, k_here))}, "
+                             f"{src}, i64 {height}, i64 {f.imin(valid, height)}, i64 {k_here})")
                     # A's panel stays in L1 and B's come from L2, so C is walked along its rows: down its columns, a
                     # power-of-two row length would put every tile into the same few cache sets
                     with f.loop("0", panels) as p:
@@ -405,29 +510,34 @@ class _Gen:
                         c_panel = f.gep(e, c_block, f.imul(row, "%ldc"))
                         with f.loop("0", n_here, str(t.nr)) as j:
                             cols = f.imin(str(t.nr), f.isub(n_here, j.index))
-                            here = f.gep(e, b_block, j.index)
                             packed = f.gep(e, packed_b, f.imul(j.index, k_here))
-                            b_panel = f.op(f"select i1 {direct}, ptr {here}, ptr {packed}")
-                            ldb = f.op(f"select i1 {direct}, i64 %brs, i64 {t.nr}")
                             c_tile = f.gep(e, c_panel, j.index)
                             rows = f.imin(valid, height)
-                            args = (k_here, a_panel, b_panel, ldb, c_tile, "%ldc", cols, rows, first, height)
-                            # row 0 of the first block comes first: it finds B unpacked
-                            start = f.both(f.icmp("eq", f.iadd(ic.index, p.index), "0"), f.icmp("slt", j.index, unpacked))
-                            packs, plain, done = f.new_label("packs"), f.new_label("plain"), f.new_label("tile.done")
-                            f.branch(start, packs, plain)
-                            f.label(packs)
-                            self.packing_tile(f, height, f"i64 {k_here}, ptr {a_panel}, ptr {here}, i64 %brs, ptr {c_tile}, "
-                                              f"i64 %ldc, i64 {cols}, i64 {rows}, i1 {first}, ptr {packed}")
-                            f.jump(done)
-                            f.label(plain)
-                            if self.target.masked:
-                                self.call_tile(f, *args)
+                            if tables:
+                                self.any_tile(f, temporary, k_here, a_panel, packed, str(t.nr), c_tile, "%ldc", cols, rows,
+                                              first, height)
                             else:
-                                self.edge_tile(f, temporary, *args)
-                            f.jump(done)
-                            f.label(done)
+                                self.first_or_any_tile(f, temporary, b_block, direct, unpacked, j.index, f.iadd(ic.index, p.index),
+                                                       packed, k_here, a_panel, c_tile, cols, rows, first, height)
         f.finish()
+
+    def first_or_any_tile(self, f, temporary, b_block, direct, unpacked, j, row, packed, k, a_panel, c_tile, cols, rows, first,
+                          height) -> None:
+        """A tile of the plain kind: the first row of tiles finds B unpacked and packs it."""
+        e, t = self.e, self.t
+        here = f.gep(e, b_block, j)
+        packs, plain, done = f.new_label("packs"), f.new_label("plain"), f.new_label("tile.done")
+        f.branch(f.both(f.icmp("eq", row, "0"), f.icmp("slt", j, unpacked)), packs, plain)
+        f.label(packs)
+        self.packing_tile(f, height, f"i64 {k}, ptr {a_panel}, ptr {here}, i64 %brs, ptr {c_tile}, i64 %ldc, i64 {cols}, "
+                          f"i64 {rows}, i1 {first}, ptr {packed}")
+        f.jump(done)
+        f.label(plain)
+        b_panel = f.op(f"select i1 {direct}, ptr {here}, ptr {packed}")
+        ldb = f.op(f"select i1 {direct}, i64 %brs, i64 {t.nr}")
+        self.any_tile(f, temporary, k, a_panel, b_panel, ldb, c_tile, "%ldc", cols, rows, first, height)
+        f.jump(done)
+        f.label(done)
 
     # -------- matrix-vector
 
@@ -538,7 +648,7 @@ class _Gen:
         overwrite = f.op(f"icmp eq i64 {raw['accumulate']}, 0")
         # C must have unit column stride: otherwise compute its transpose. A column vector becomes a row vector.
         one_col = f.both(f.icmp("eq", raw["n"], "1"), f.icmp("eq", raw["c_rs"], "1"))
-        swap = f.either(f.icmp("ne", raw["c_cs"], "1"), one_col)
+        swap = f.both(f.either(f.icmp("ne", raw["c_cs"], "1"), one_col), f.icmp("eq", raw["tables"], "0"))
         pairs = [("m", "n"), ("a", "b"), ("a_b0", "b_b0"), ("a_b1", "b_b1"), ("a_rs", "b_cs"), ("a_cs", "b_rs"),
                  ("c_rs", "c_cs")]
         g = dict(raw)
@@ -563,6 +673,7 @@ class _Gen:
         n0, n1 = self.share(f, g["n"], rank_n, tn, t.nr)
         # matrix-vector shapes split along n only
         v0, v1 = self.share(f, g["n"], rank, team, 2 * t.lanes)
+        tables = f.icmp("ne", raw["tables"], "0")
         few = f.icmp("sle", g["m"], "2")
         single = f.icmp("sle", g["m"], "1")
         is_stream = f.both(few, f.icmp("eq", g["b_cs"], "1"))
@@ -575,8 +686,17 @@ class _Gen:
                 off = f.iadd(f.imul(i0, g[f"{x}_b0"]), f.imul(i1, g[f"{x}_b1"]))
                 return f.gep(e, f.op(f"inttoptr i64 {g[x]} to ptr"), off)
             pa, pb, pc = base("a"), base("b"), base("c")
-            labels = {x: f.new_label(x) for x in ("stream1", "stream2", "trydots", "dots", "tiles", "done")}
+            labels = {x: f.new_label(x) for x in ("stream1", "stream2", "trydots", "dots", "tiles", "tables", "plain", "done")}
             pick = f.new_label("pick")
+            f.branch(tables, labels["tables"], labels["plain"])
+            f.label(labels["tables"])
+            at = [f.op(f"inttoptr i64 {raw[x]} to ptr") for x in ("a_rs", "a_cs", "b_rs", "b_cs")]
+            c_here = f.gep(e, pc, f.iadd(f.imul(m0, raw["c_rs"]), n0))
+            f.do(f"call void @single_tables(ptr %scratch, i64 {f.isub(m1, m0)}, i64 {f.isub(n1, n0)}, i64 {raw['k']}, ptr {pa}, "
+                 f"ptr {f.gep('i32', at[0], m0)}, ptr {at[1]}, ptr {pb}, ptr {at[2]}, ptr {f.gep('i32', at[3], n0)}, "
+                 f"ptr {c_here}, i64 {raw['c_rs']}, i1 {overwrite})")
+            f.jump(labels["done"])
+            f.label(labels["plain"])
             f.branch(is_stream, pick, labels["trydots"])
             f.label(pick)
             f.branch(single, labels["stream1"], labels["stream2"])
@@ -636,7 +756,10 @@ class _Gen:
             self.micro(h, self.t.nw, packs=True)
         self.pack("pack_a", -(-self.t.mr // self.w))
         self.pack("pack_b", self.t.nw)
+        self.pack_tables("pack_a_tables", -(-self.t.mr // self.w))
+        self.pack_tables("pack_b_tables", self.t.nw)
         self.single()
+        self.single(tables=True)
         self.stream(1)
         self.stream(2)
         self.dots()
