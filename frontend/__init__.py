@@ -18,6 +18,8 @@ from .api import (  # noqa: F401
     elaborate_function,
     elaborate_grad,
     elaborate_init,
+    elaborate_jvp,
+    elaborate_vjp,
     functions,
     instantiate,
     path_number,

@@ -73,7 +73,7 @@ class Elaborated:
     def pack(self, arrays: list) -> object:
         """The results proper (without new states) in the structure the program gave them: a tuple for a tuple, a dict path -> array
         for a layer's values, one array for one tensor."""
-        return _pack(self.structure, iter(arrays))
+        return _pack(self.spec, iter(arrays))
 
 
 def _nest(spec: tuple) -> object:
@@ -154,7 +154,8 @@ def _run(el: Elaborator, body: Callable[[], object]) -> object:
 def _entry(el: Elaborator, frame: Frame, name: str, value: object, args: list[tuple[Info, Value]], slots: list[tuple[str, Slot]],
            span: Span | None) -> Elaborated:
     """Closes an entry: cells first, then the arguments, then the key."""
-    spec, results = flatten(_concrete(el, value, span or NOWHERE))
+    with el.in_frame(frame):
+        spec, results = flatten(_concrete(el, value, span or NOWHERE))
     infos: list[Info] = []
     values: list[Value] = []
     known = {s for _, s in slots}
@@ -306,7 +307,7 @@ def elaborate_grad(program: Program, name: str, args=(), kwargs: dict | None = N
     return elaborate_derivative(program, name, args, "value_and_grad" if value else "grad", wrt, (), kwargs, training)
 
 
-def elaborate_derivative(program: Program, name: str, args, kind: str, wrt: str | list[str] | None = None, extra=(),
+def elaborate_derivative(program: Program, name: str, args, kind: str, wrt: str | int | list | None = None, extra=(),
                          kwargs: dict | None = None, training: bool = False) -> Elaborated:
     """kind: "grad" -> gradient; "value_and_grad" -> (value, gradient); "vjp" -> (value, adjoints), `extra` the cotangent's type; "jvp" ->
     (value, derivative), `extra` one tangent's type per `wrt`.  The extra arguments come behind the function's own."""
@@ -324,6 +325,20 @@ def elaborate_derivative(program: Program, name: str, args, kind: str, wrt: str 
 
     fn = find(program, name, FnValue, "function")
     return _elaborate(program, fn, name, args, kwargs, training, transform, kind, list(extra))
+
+
+def elaborate_vjp(program: Program, name: str, args=(), kwargs: dict | None = None, seed=None) -> Elaborated:
+    """(value, adjoints of all arguments; of the only one alone) for a cotangent of the value: `seed` is its type, or a tuple of types."""
+    n = len(list(args)) + len(kwargs or {})
+    wrt = list(range(n)) if n != 1 else 0
+    return elaborate_derivative(program, name, args, "vjp", wrt, list(seed) if isinstance(seed, tuple) else [seed], kwargs)
+
+
+def elaborate_jvp(program: Program, name: str, args=(), kwargs: dict | None = None, tangents=None) -> Elaborated:
+    """(value, its derivative) along tangents of all arguments, given as types."""
+    args = list(args)
+    return elaborate_derivative(program, name, args, "jvp", list(range(len(args) + len(kwargs or {}))),
+                                list(args if tangents is None else tangents), kwargs)
 
 
 def _positional(fn: FnValue, ca: CallArgs) -> CallArgs:
@@ -650,6 +665,6 @@ def check_layer(inst: LayerInstance, problems: Diagnostics, observer: Callable |
             observer(frame.name, el.module)
 
 
-__all__ = ["Elaborated", "Info", "SlotInfo", "functions", "check", "elaborate_function", "elaborate_grad", "elaborate_derivative",
+__all__ = ["Elaborated", "Info", "SlotInfo", "functions", "check", "elaborate_function", "elaborate_grad", "elaborate_derivative", "elaborate_vjp", "elaborate_jvp",
            "OMITTED", "instantiate", "slots", "elaborate_init", "elaborate_cache_init", "elaborate_call", "initial_value",
            "path_number", "type_text", "call", "finish", "_Value"]
