@@ -504,3 +504,23 @@ def test_the_environment_names_the_device(monkeypatch):
     assert working
     monkeypatch.setenv("ENGRAM_OPENCL_DEVICE", str(working[0].index))
     assert devices.device().caps.name == working[0].label
+
+
+def test_memory_is_checked_before_it_is_taken():
+    p = program("""
+func @f(%x: buf<f32[1]>, %y: buf<f32[2000000,2000000]>) -> () attributes {n_inputs = 1, n_outputs = 1} {
+  func.return()
+}
+""")
+    with pytest.raises(MemoryError, match="in one piece"):
+        p.call("f", [rand(1)])
+
+
+def test_a_kernel_that_allows_small_groups_only_is_emitted_again(monkeypatch):
+    from engram.codegen.opencl import host
+    prepare = host.Launch.prepare
+    monkeypatch.setattr(host.Launch, "prepare", lambda self, *a: prepare(self, *a) and 32)
+    p = program(ROWS, as_gpu=True)
+    assert "reqd_work_group_size(32, 1, 1)" in p.source()
+    x = rand(6, 100)
+    np.testing.assert_array_equal(p.call("f", [x])[2], (np.exp(x) > 9).any(1))

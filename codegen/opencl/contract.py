@@ -129,7 +129,7 @@ class _Emitter:
         return " + ".join(reversed(terms)) or "0"
 
     def fma(self, a: str, b: str, acc: str) -> str:
-        return f"fma({a}, {b}, {acc})" if self.p.dtype.is_float else f"{acc} + {a} * {b}"
+        return f"fma({a}, {b}, {acc})" if self.p.dtype.is_float and self.caps.fma else f"{acc} + {a} * {b}"
 
     def load(self, pointer: str, index: str) -> str:
         x = ctext.load(pointer, index, self.p.dtype, self.h)
@@ -299,7 +299,7 @@ class _Emitter:
         lines += [f"        const {vec} w{j} = vload{lanes}(0, pack + kk * {cols} + {j * lanes});" for j in range(nv)]
         for i in range(mr):
             lines.append(f"        const {vec} x{i} = ({vec})({self.load('a', f'q{i} + x')});")
-            lines += [f"        s{i}_{j} = fma(x{i}, w{j}, s{i}_{j});" for j in range(nv)]
+            lines += [f"        s{i}_{j} = {self.fma(f'x{i}', f'w{j}', f's{i}_{j}')};" for j in range(nv)]
         lines.append("      }")
         lines += [f"      vstore{lanes}(s{i}_{j}, 0, sums + (i0 + {i}) * {cols} + {j * lanes});" for i, j in cells]
         lines += ["    }", "  }",

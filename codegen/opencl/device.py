@@ -29,6 +29,7 @@ class Caps:
     cpu: bool = False              # work-items of a group run one after the other on a core: no local memory, wider tiles
     fp64: bool = True
     exact_divide: bool = True      # -cl-fp32-correctly-rounded-divide-sqrt is supported
+    fma: bool = True               # fused multiply-add in hardware; else contractions and sums use two operations
     max_group: int = 256
     local_bytes: int = 32768
     units: int = 16
@@ -173,6 +174,7 @@ def _caps(d) -> Caps:
         cpu=not _is_gpu(d) and bool(d.type & cl.device_type.CPU),
         fp64="cl_khr_fp64" in extensions or bool(getattr(d, "double_fp_config", 0)),
         exact_divide=bool(d.single_fp_config & config.CORRECTLY_ROUNDED_DIVIDE_SQRT),
+        fma=bool(d.single_fp_config & config.FMA),
         max_group=int(d.max_work_group_size),
         local_bytes=int(d.local_mem_size),
         units=int(d.max_compute_units),

@@ -148,11 +148,13 @@ class Launch:
     kernel: Any = None
     last: list = field(default_factory=list)
 
-    def prepare(self, program) -> None:
+    def prepare(self, program, cl_device) -> int:
+        """Makes the kernel; gives the largest work-group it can run in."""
         import pyopencl as cl
         self.kernel = cl.Kernel(program, self.name)
         self.kernel.set_scalar_arg_dtypes(self.dtypes)
         self.last = [None] * len(self.dtypes)
+        return int(self.kernel.get_work_group_info(cl.kernel_work_group_info.WORK_GROUP_SIZE, cl_device))
 
     def run(self, f: Frame) -> None:
         env, rt, args = f.env, f.rt, []
@@ -287,6 +289,7 @@ class Runtime:
         import pyopencl as cl
         self.cl, self.device, self.queue = cl, device, device.queue
         self.sites = sites
+        self.largest = int(device.cl_device.max_mem_alloc_size)
         self.arena: Any = None
         self.arena_bytes = 0
         self.constants: list = []
@@ -296,7 +299,14 @@ class Runtime:
         self._steady: set[int] = {id(self.errors)}      # memory that lives as long as we do: its arguments need not be set again
 
     def allocate(self, nbytes: int):
+        self._fits(nbytes)
         return self.device.pool.allocate(max(int(nbytes), 64))
+
+    def _fits(self, nbytes: int) -> None:
+        """MemoryError before memory is taken that the device does not have in one piece."""
+        if nbytes > self.largest:
+            raise MemoryError(f"the OpenCL device {self.device.caps.name} gives at most {self.largest / 2**20:.0f} MiB in one piece, "
+                              f"this program needs {nbytes / 2**20:.0f} MiB")
 
     def reserve(self, nbytes: int) -> None:
         """Make the arena at least this large."""
@@ -312,6 +322,7 @@ class Runtime:
         return self._scratch
 
     def _fixed(self, nbytes: int):
+        self._fits(nbytes)
         self.queue.finish()                             # the memory it replaces may be in use
         b = self.cl.Buffer(self.device.context, self.cl.mem_flags.READ_WRITE, nbytes)
         self._steady.add(id(b))

@@ -419,7 +419,7 @@ class KernelEmitter:
     def combined(self, kind: str, acc: str, y: Value, dtype: DType) -> str:
         """The accumulator after one more value; a product added to a float sum is one fused multiply-add, as the loop IR allows."""
         times = y.owner if isinstance(y.owner, Op) and y.owner.name == "scalar.mul" else None
-        if kind == "add" and dtype.name in ("f32", "f64") and times is not None:
+        if kind == "add" and dtype.name in ("f32", "f64") and times is not None and self.caps.fma:
             return f"fma({self.x(times.operands[0])}, {self.x(times.operands[1])}, {acc})"
         return combine_text(kind, acc, f"({self.wide(y)})" if dtype.name == "i64" else self.x(y), dtype, self.h)
 

@@ -1,7 +1,9 @@
 """OpenClProgram: a loop-stage module built for the device in use, and called with arrays. See docs/ARCHITECTURE.md section 5."""
 from __future__ import annotations
 
+import math
 import threading
+from dataclasses import replace
 
 import numpy as np
 
@@ -50,19 +52,22 @@ class OpenClProgram:
     def __init__(self, module: Module, device: Device | None = None):
         self.module = module
         self.device = device or devices.device()
-        self.emitted: Emitted = emit(module, self.device.caps)
         self._lock = threading.Lock()
-        self._runtime = Runtime(self.device, self.emitted.sites)
-        self._build()
-
-    def _build(self) -> None:
-        rt = self._runtime
-        if self.emitted.launches:
-            program = _build(self.device, self.emitted.source)
-            for launch in self.emitted.launches:
-                launch.prepare(program)
+        self.emitted = self._build(self.device.caps)
+        self._runtime = rt = Runtime(self.device, self.emitted.sites)
         rt.constants = [rt.upload(c) for c in self.emitted.constants]
         rt.keep(rt.constants)
+
+    def _build(self, caps: Caps) -> Emitted:
+        """Emit and build; once more with smaller groups where a kernel's registers do not allow the usual ones."""
+        emitted = emit(self.module, caps)
+        if not emitted.launches:
+            return emitted
+        program = _build(self.device, emitted.source)
+        limit = min(launch.prepare(program, self.device.cl_device) for launch in emitted.launches)
+        if limit < max(math.prod(launch.local_size) for launch in emitted.launches) and limit < caps.max_group:
+            return self._build(replace(caps, max_group=limit))
+        return emitted
 
     def source(self) -> str:
         """All OpenCL C of the program."""
