@@ -17,8 +17,7 @@ from .calls import make_func
 from .elaborator import deep_recursion
 from .frame import Frame
 from .program import Program
-from .rules import declared_type, initial_value
-from .signature import Signature
+from .rules import initial_value
 from .train_learn import watch_learners
 from .train_settings import (
     DatasetLoader,
@@ -32,8 +31,9 @@ from .train_settings import (
     train_size,
     until_condition,
 )
-from .train_step import Place, StepRun, TrainElaborator, Training, keyed_value
-from .values import Cell, LayerInstance, Poisoned, Scope
+from .train_states import declare_state
+from .train_step import Place, StepRun, TrainElaborator, Training
+from .values import LayerInstance, Poisoned, Scope
 
 KEY, INDEX = TensorType(u64), TensorType(i64)
 
@@ -120,7 +120,6 @@ class _Builder:
         self.overrides = Overrides(overrides, block)
         self.training = Training(self.el, block.name)
         self.frames: list[tuple[A.Phase | None, dict, StepRun, dict[str, Value]]] = []
-        self.states: dict[str, Cell] = {}
 
     # ---- the whole ----
     def plan(self) -> TrainPlan:
@@ -205,7 +204,7 @@ class _Builder:
             inner = Scope(scope)
             for item in items:
                 if isinstance(item, A.StateDecl):
-                    self.declare_state(item, inner)
+                    declare_state(el, item, inner)
                     continue
                 if run.measuring:
                     self.losses_in_branches(run, item, inner)
@@ -227,27 +226,6 @@ class _Builder:
                 pass
             run.frame.cells = before | {c: run.frame.cells[c] for c in run.losses if c in run.frame.cells}
             branch = branch.orelse if isinstance(branch, A.If) else None
-
-    def declare_state(self, item: A.StateDecl, scope: Scope) -> None:
-        """`state h: f32[batch, 256] = 0`: lives from step to step; a measure has its own, from its initial value."""
-        el, run = self.el, self.el.run
-        try:
-            t = declared_type(el, Signature(el, scope), item.type, scope)
-            if run.measuring:
-                cell = Cell(item.name, t, "state", item.name_span)
-                run.frame.arg_cells[cell] = initial_value(el, t, item.init, scope, item.name_span, f"`{item.name}`")
-            else:
-                cell = self.states.get(item.name)
-                if cell is None or cell.type != t:
-                    cell = self.states[item.name] = Cell(item.name, t, "state", item.name_span)
-                    outer = scope
-                    self.training.add(Place(self.training.prefix("", item.name), cell, "state", t,
-                                            lambda key, path: keyed_value(el, key, path, t, item.init, outer, item.name_span), item.name_span))
-            scope.bind(item.name, cell, item.name_span)
-        except CompileError as e:
-            el.diags.extend(e)
-        except Poisoned:
-            pass
 
     # ---- steps ----
     def step(self, k: int) -> None:
@@ -315,6 +293,7 @@ class _Builder:
             for p in places:
                 try:
                     values.append(p.init(key, p.path.removeprefix(single)))
+                    self.training.made[p.cell] = values[-1]
                 except CompileError as e:
                     el.diags.extend(e)
         el.finish()

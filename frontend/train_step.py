@@ -70,6 +70,9 @@ class Training:
         self.places: dict[Cell, Place] = {}
         self.taken: set[str] = set()                           # paths of places and of what they belong to
         self.applied: dict[tuple, object] = {}                 # (layer, rule) -> its own cells, shared by phases
+        self.states: dict[str, Cell] = {}                      # tensors that the block declares, by name
+        self.layer_states: dict[str, LayerInstance] = {}       # copies of layers that the block declares
+        self.made: dict[Cell, Value] = {}                      # first values, while `init` is elaborated
         self.keep: list[object] = []                           # whose ids are keys here
 
     def add_model(self, name: str, value: object) -> None:
@@ -124,7 +127,7 @@ class Training:
 
     def models_as_roots(self) -> list[tuple[str, LayerInstance]]:
         """Where the models' layers are, for the paths of calls."""
-        return [(path, inst) for name, value in self.models for path, inst in _tops(value, name)]
+        return [*((path, inst) for name, value in self.models for path, inst in _tops(value, name)), *self.layer_states.items()]
 
     def ordered(self) -> list[Place]:
         order = {"param": 0, "state": 1, "cache": 2, "own": 3}

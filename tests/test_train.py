@@ -280,6 +280,35 @@ def test_state_of_a_layer():
     assert run.measure()["loss"] != before
 
 
+def test_a_copy_of_a_layer_as_state():
+    run = Run(plan_of("state average: Mlp = model\n minimize cross_entropy(model(x), y) using sgd(0.5)\n"
+                      "average = tree_map(fn (a, p) { lerp(a, p, 0.1) }, average, model)\n measure accuracy(average(x), y)\n"
+                      "measure gap = mean(average(x) - model(x))"))
+    first = weights(run)
+    assert [s.kind for s in run.plan.slots if s.path == "average.out.w"] == ["state"] and run.plan.model_paths == ["model"]
+    assert np.array_equal(run["average.hidden.w"], first["hidden.w"]) and run.measure()["gap"] == 0
+    run.step()
+    assert np.allclose(run["average.hidden.w"], 0.9 * first["hidden.w"] + 0.1 * run["model.hidden.w"], atol=1e-6)
+    x = DATA["x"][:8]
+
+    def model(w):
+        return np.maximum(x @ run[w + ".hidden.w"] + run[w + ".hidden.b"], 0) @ run[w + ".out.w"] + run[w + ".out.b"]
+
+    assert run.measure()["gap"] == pytest.approx((model("average") - model("model")).mean(), abs=1e-6)
+
+
+def test_a_gradient_is_a_value():
+    run = Run(plan_of("let (l, g) = value_and_grad(fn (m) { cross_entropy(m(x), y) })(model)\n let norm = global_norm(g)\n"
+                      "if norm > 0.0 { learn model by sgd(0.5) given tree_map(fn (t) { t / norm }, g) }\n measure l"))
+    before = weights(run)
+    _, g = gradients(before, *run.batch(0))
+    norm = np.sqrt(sum((v ** 2).sum() for v in g.values()))
+    run.step()
+    for k, w in weights(run).items():
+        assert np.allclose(w, before[k] - 0.5 * g[k] / norm, atol=1e-6)
+    assert list(run.measure()) == ["l"]
+
+
 # ---- phases and settings ----------------------------------------------------------------------------------------------
 
 def test_phases():
