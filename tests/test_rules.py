@@ -250,3 +250,112 @@ def test_a_rule_that_is_not_local():
     plan = net("learn model.hidden by s(0.1) given model.out.w", layers=LAYERS + smuggle)
     with pytest.raises(CompileError, match="is not local"):
         driver.lower(plan.module, "definition")
+
+
+# ---- the library ------------------------------------------------------------------------------------------------------
+
+def library(rule, given="", rules=LAYERS):
+    return Run(net(f"learn model.hidden by {rule}{given}", layers=rules))
+
+
+def dense(run):
+    w = weights(run)
+    x, y = run.batch(0)
+    u = x @ w["hidden.w"] + w["hidden.b"]
+    return x, y, u, np.maximum(u, 0), w["hidden.w"]
+
+
+FORMULAS = {
+    "oja(0.1)": lambda x, u, h, w: w + 0.1 * (x.T @ u - w * (u * u).sum(0)) / 8,
+    "sanger(0.1)": lambda x, u, h, w: w + 0.1 * (x.T @ u - w @ np.triu(u.T @ u)) / 8,
+    "bcm(0.1)": lambda x, u, h, w: w + 0.1 * x.T @ (h * (h - 1)) / 8,
+    "soft_hebb(0.1, 2.0)": lambda x, u, h, w: w + 0.1 * (x.T @ soft(u / 2) - w * (soft(u / 2) * u).sum(0)) / 8,
+    "krotov_hopfield(0.1)": lambda x, u, h, w: w + 0.1 * krotov(x, u, w) / np.abs(krotov(x, u, w)).max(),
+}
+
+
+def soft(z):
+    e = np.exp(z - z.max(-1, keepdims=True))
+    return e / e.sum(-1, keepdims=True)
+
+
+def krotov(x, u, w):
+    order = np.argsort(-u, axis=1)
+    g = np.eye(5)[order[:, 0]] - 0.4 * np.eye(5)[order[:, 1]]
+    return x.T @ g - w * (g * u).sum(0)
+
+
+@pytest.mark.parametrize("rule", FORMULAS)
+def test_library_rules_are_their_formulas(rule):
+    run = library(rule)
+    x, _, u, h, w = dense(run)
+    run.step()
+    assert np.allclose(run["model.hidden.w"], FORMULAS[rule](x, u, h, w), atol=1e-5)
+
+
+@pytest.mark.parametrize("rule, given", [
+    ("pred(3, 0.01)", " given y"), ("predsim(3, 0.01)", " given y"), ("forward_forward(0.01)", " given f32(y > 0)"),
+    ("reward_hebb(0.1)", " given f32(y == 1)"), ("three_factor(3, 0.1)", " given y"), ("three_factor_fb(3, 0.1)", " given y"),
+])
+def test_library_rules_learn_and_are_local(rule, given):
+    run = library(rule, given)
+    before = run["model.hidden.w"]
+    run.step()
+    assert np.isfinite(run["model.hidden.w"]).all() and not np.array_equal(before, run["model.hidden.w"])
+    report = driver.lower(run.plan.module, "definition").attrs["locality"]
+    assert report and all(r["verdict"] == "local" for r in report)
+
+
+def test_forward_forward_raises_the_goodness_of_real_samples():
+    run = library("forward_forward(0.05)", " given f32(y > 0)")
+    batch = run.batch(0)
+    real = batch[1] > 0
+
+    def goodness():
+        w = weights(run)
+        return (np.maximum(batch[0] @ w["hidden.w"] + w["hidden.b"], 0) ** 2).mean(1)
+
+    before = goodness()
+    for _ in range(10):
+        run.step(batch=batch)
+    after = goodness()
+    assert (after - before)[real].mean() > (after - before)[~real].mean() + 0.05
+
+
+TORCH = {       # the formulas of torch.optim, in float64
+    "rmsprop(0.01)": lambda g, s: (s.__setitem__("v", 0.99 * s.get("v", 0) + 0.01 * g * g), 0.01 * g / (np.sqrt(s["v"]) + 1e-8))[1],
+    "adagrad(0.1)": lambda g, s: (s.__setitem__("v", s.get("v", 0) + g * g), 0.1 * g / (np.sqrt(s["v"]) + 1e-10))[1],
+    "sgd(0.1, momentum = 0.9)": lambda g, s: (s.__setitem__("v", 0.9 * s.get("v", 0) + g), 0.1 * s["v"])[1],
+    "sgd(0.1, momentum = 0.9, nesterov = true)": lambda g, s: (s.__setitem__("v", 0.9 * s.get("v", 0) + g), 0.1 * (g + 0.9 * s["v"]))[1],
+    "adam(0.01)": lambda g, s: adam(g, s),
+}
+
+
+def adam(g, s):
+    s["t"] = s.get("t", 0) + 1
+    s["m"] = 0.9 * s.get("m", 0) + 0.1 * g
+    s["v"] = 0.999 * s.get("v", 0) + 0.001 * g * g
+    return 0.01 * (s["m"] / (1 - 0.9 ** s["t"])) / (np.sqrt(s["v"] / (1 - 0.999 ** s["t"])) + 1e-8)
+
+
+@pytest.mark.parametrize("rule", TORCH)
+def test_optimizers_are_their_formulas(rule):
+    """The gradient of sum(c * w) by w is c, so that the optimiser's own arithmetic shows."""
+    run = Run(plan_of(f"minimize sum(x[0, :5] * model.hidden.b) using {rule}"))
+    want, s = run["model.hidden.b"].astype(np.float64), {}
+    for k in range(4):
+        want = want - TORCH[rule](run.batch(k)[0][0, :5].astype(np.float64), s)
+        run.step()
+    assert np.allclose(run["model.hidden.b"], want, atol=2e-5)
+
+
+def test_schedules():
+    text = "sgd(cosine(step, steps, 1.0, warmup = 2)), wrt model.out.b using sgd(linear_decay(step, steps, 1.0))"
+    run = Run(plan_of(f"epochs = 2\n minimize sum(model.hidden.b) + sum(model.out.b) wrt model.hidden.b using {text}"))
+    steps = run.plan.settings["steps"]
+    for k in range(5):
+        b = run["model.hidden.b"][0], run["model.out.b"][0]
+        run.step()
+        cosine = (k + 1) / 2 if k < 2 else 0.5 * (1 + np.cos(np.pi * (k - 2) / (steps - 2)))
+        assert b[0] - run["model.hidden.b"][0] == pytest.approx(cosine, abs=1e-5)
+        assert b[1] - run["model.out.b"][0] == pytest.approx(1 - k / steps, abs=1e-5)
