@@ -1,0 +1,135 @@
+"""The generated GEMM against NumPy in f64: odd sizes, all layouts, batches, accumulation; the same bits for any thread count."""
+import ctypes
+import itertools
+
+import numpy as np
+import pytest
+
+pytest.importorskip("llvmlite")
+
+from engram.codegen.cpu import gemm
+from engram.codegen.cpu.target import _describe
+
+NUMPY = {"f32": np.float32, "f64": np.float64, "i32": np.int32}
+MACHINES = ["", "avx2", "generic"]
+
+
+class Gemm:
+    """Runs the function of one dtype on one machine description; threads take their turns one after the other, which any
+    partition without barriers allows."""
+
+    def __init__(self, dtype: str, machine: str):
+        target = _describe(machine)
+        if machine and target.name != machine:
+            pytest.skip(f"this processor cannot stand in for {machine}")
+        self.dtype = dtype
+        address = gemm.gemm_address(dtype, target)
+        self.call = ctypes.CFUNCTYPE(None, ctypes.c_int64, ctypes.c_int64, ctypes.c_void_p, ctypes.c_void_p)(address)
+        self.raw = np.zeros(gemm.scratch_bytes(target, dtype) + 64, np.uint8)
+        self.scratch = -(-self.raw.ctypes.data // 64) * 64
+
+    def __call__(self, a, b, c, accumulate=False, threads=1, tables=None):
+        """a: [b0, b1, m, k], b: [b0, b1, k, n], c: [b0, b1, m, n], any strides."""
+        size = a.itemsize
+        args = np.zeros(len(gemm.ARGS), np.int64)
+
+        def put(**values):
+            for name, v in values.items():
+                args[gemm.ARG_INDEX[name]] = v
+        put(batch0=c.shape[0], batch1=c.shape[1], m=c.shape[2], n=c.shape[3], k=a.shape[3], accumulate=accumulate)
+        for x, array in (("a", a), ("b", b), ("c", c)):
+            s = [v // size for v in array.strides]
+            put(**{x: array.ctypes.data, f"{x}_b0": s[0], f"{x}_b1": s[1], f"{x}_rs": s[2], f"{x}_cs": s[3]})
+        if tables is not None:
+            put(tables=1, **{n: t.ctypes.data for n, t in zip(("a_rs", "a_cs", "b_rs", "b_cs"), tables)})
+        for tid in range(threads):
+            self.call(tid, threads, self.scratch, args.ctypes.data)
+        return c
+
+
+def random(rng, dtype, *shape):
+    if dtype == "i32":
+        return rng.integers(-50, 50, shape).astype(np.int32)
+    return rng.standard_normal(shape).astype(NUMPY[dtype])
+
+
+def check(dtype, got, a, b, start=0):
+    if dtype == "i32":
+        np.testing.assert_array_equal(got, a.astype(np.int64) @ b + start)
+        return
+    wide = a.astype(np.longdouble), b.astype(np.longdouble)
+    eps = np.finfo(NUMPY[dtype]).eps
+    bound = (a.shape[-1] + 1) * eps * (np.abs(wide[0]) @ np.abs(wide[1]) + np.abs(start)) + 1e-30
+    assert np.all(np.abs(got - (wide[0] @ wide[1] + start)) <= bound)
+
+
+SIZES = [(1, 1, 1), (3, 5, 7), (14, 32, 16), (15, 33, 17), (1, 100, 50), (100, 1, 50), (2, 77, 33), (71, 40, 9), (33, 47, 310),
+         (230, 30, 20), (90, 900, 40), (5, 7, 0), (16, 96, 1), (128, 70, 300)]
+
+
+@pytest.mark.parametrize("machine", MACHINES)
+@pytest.mark.parametrize("dtype", ["f32", "f64", "i32"])
+def test_sizes_layouts_and_threads(dtype, machine):
+    run, rng = Gemm(dtype, machine), np.random.default_rng(0)
+    for (m, n, k), ta, tb in itertools.product(SIZES, (False, True), (False, True)):
+        a = random(rng, dtype, 1, 1, k, m).swapaxes(2, 3) if ta else random(rng, dtype, 1, 1, m, k)
+        b = random(rng, dtype, 1, 1, n, k).swapaxes(2, 3) if tb else random(rng, dtype, 1, 1, k, n)
+        results = []
+        for threads in (1, 2, 3, 4):
+            c = np.full((1, 1, m, n), 77, a.dtype)
+            results.append(run(a, b, c, threads=threads).tobytes())
+        assert len(set(results)) == 1, (m, n, k, ta, tb)
+        check(dtype, c, a, b)
+
+
+@pytest.mark.parametrize("dtype", ["f32", "i32"])
+def test_accumulate_batches_and_strides(dtype):
+    run, rng = Gemm(dtype, ""), np.random.default_rng(1)
+    for m, n, k in [(9, 20, 30), (1, 40, 64), (40, 1, 64), (80, 65, 33)]:
+        big_a, big_b = random(rng, dtype, 3, m, 2, k), random(rng, dtype, 2, k + 1, 3, n + 2)
+        a, b = big_a.transpose(0, 2, 1, 3), big_b.transpose(2, 0, 1, 3)[:, :, :k, 1:n + 1]
+        start = random(rng, dtype, 3, 2, m, n)
+        for threads in (1, 2):
+            c = run(a, b, start.copy(), accumulate=True, threads=threads)
+            check(dtype, c, a, b, start)
+
+
+def test_output_in_columns():
+    """C with unit row stride is computed as its transpose."""
+    run, rng = Gemm("f32", ""), np.random.default_rng(2)
+    a, b = random(rng, "f32", 1, 1, 40, 30), random(rng, "f32", 1, 1, 30, 50)
+    c = np.zeros((1, 1, 50, 40), np.float32).swapaxes(2, 3)
+    check("f32", run(a, b, c), a, b)
+
+
+@pytest.mark.parametrize("machine", MACHINES)
+def test_offset_tables(machine):
+    """Rows, columns and k scattered over memory, in runs and singly."""
+    run, rng = Gemm("f32", machine), np.random.default_rng(3)
+    m, n, k = 37, 75, 340
+    memory = random(rng, "f32", 4000)
+    for step_k, step_n in ((1, 11), (3, 1), (2, 5)):
+        am, ak = rng.integers(0, 3000, m).astype(np.int32), np.arange(k, dtype=np.int32) * 2
+        bk = (np.arange(k) * step_k + (np.arange(k) // 9) * 2).astype(np.int32)
+        bn = (np.arange(n) * step_n + (np.arange(n) // 26) * 3).astype(np.int32)
+        a, b = memory[am[:, None] + ak][None, None], memory[bk[:, None] + bn][None, None]
+        base = memory[None, None, None, :]
+        results = []
+        for threads in (1, 2, 4):
+            c = np.zeros((1, 1, m, n), np.float32)
+            fake_a, fake_b = np.broadcast_to(base[..., :1], (1, 1, m, k)), np.broadcast_to(base[..., :1], (1, 1, k, n))
+            results.append(run(fake_a, fake_b, c, threads=threads, tables=(am, ak, bk, bn)).tobytes())
+        assert len(set(results)) == 1
+        check("f32", c, a, b)
+
+
+def test_nothing_outside_c_is_written():
+    run, rng = Gemm("f32", ""), np.random.default_rng(4)
+    for machine in MACHINES:
+        run = Gemm("f32", machine)
+        for m, n, k in [(13, 30, 20), (75, 33, 300), (1, 17, 5), (2, 50, 9)]:
+            frame = np.full((1, 1, m + 2, n + 40), 5, np.float32)
+            a, b = random(rng, "f32", 1, 1, m, k), random(rng, "f32", 1, 1, k, n)
+            run(a, b, frame[:, :, 1:m + 1, 20:n + 20])
+            frame[:, :, 1:m + 1, 20:n + 20] = 5
+            assert np.all(frame == 5)

@@ -1,0 +1,140 @@
+"""The thread runtime: every thread runs, barriers hold, errors come back, and it survives fork, exit and Ctrl-C."""
+import ctypes
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+
+import numpy as np
+import pytest
+
+pytest.importorskip("llvmlite")
+
+from engram.codegen.cpu import runtime
+from engram.codegen.cpu.irtext import Fn, Module
+from engram.codegen.cpu.target import host_target, load
+
+ROUNDS = 200
+
+
+@pytest.fixture(scope="module")
+def jobs():
+    """count: args[tid] += 1. relay: for each round, every thread writes the round to its slot, waits, and adds up all slots;
+    a thread that ran ahead or behind would see another number. fail: reports its own number."""
+    m = Module(host_target())
+    m.declare("declare void @engram_barrier(ptr)")
+    m.declare("declare void @engram_fail(ptr, i64, i64)")
+    head = "(ptr %rt, i64 %tid, i64 %n, ptr %args)"
+    f = Fn(m, f"void @count{head}")
+    slot = f.gep("i64", "%args", "%tid")
+    f.store("i64", f.iadd(f.load("i64", slot, 8), "1"), slot, 8)
+    f.finish()
+    f = Fn(m, f"void @relay{head}")
+    mine = f.gep("i64", "%args", f.imul("%tid", "8"))
+    with f.loop("0", str(ROUNDS), carried=[("i64", "0")]) as r:
+        f.store("i64", r.index, mine, 8)
+        f.do("call void @engram_barrier(ptr %rt)")
+        with f.loop("0", "%n", carried=[("i64", "0")]) as t:
+            t.next = [f.iadd(t.values[0], f.load("i64", f.gep("i64", "%args", f.imul(t.index, "8")), 8))]
+        f.do("call void @engram_barrier(ptr %rt)")
+        r.next = [f.iadd(r.values[0], t.results[0])]
+    f.store("i64", r.results[0], f.gep("i64", mine, "1"), 8)
+    f.finish()
+    f = Fn(m, f"void @fail{head}")
+    f.do(f"call void @engram_fail(ptr %rt, i64 7, i64 {f.iadd('%tid', '40')})")
+    f.finish()
+    library = load(m.text(), ["count", "relay", "fail"], runtime.symbols())
+    return library
+
+
+@pytest.mark.parametrize("threads", [1, 2, 3, 4])
+def test_every_thread_runs_once_per_launch(jobs, threads):
+    r, args = runtime.runtime(threads), np.zeros(threads, np.int64)
+    for _ in range(50):
+        assert r.launch(jobs.address("count"), args.ctypes.data) == (0, 0)
+    assert args.tolist() == [50] * threads
+
+
+@pytest.mark.parametrize("threads", [1, 2, 4])
+def test_barrier(jobs, threads):
+    args = np.zeros((threads, 8), np.int64)
+    for _ in range(5):
+        runtime.runtime(threads).launch(jobs.address("relay"), args.ctypes.data)
+        assert args[:, 1].tolist() == [threads * sum(range(ROUNDS))] * threads
+        time.sleep(0.002)                        # long enough for the workers to fall asleep
+
+
+def test_first_error_wins_and_is_cleared(jobs):
+    r = runtime.runtime(2)
+    code, value = r.launch(jobs.address("fail"), 0)
+    assert code == 7 and value in (40, 41)
+    args = np.zeros(2, np.int64)
+    assert r.launch(jobs.address("count"), args.ctypes.data) == (0, 0)
+
+
+def test_stopped_team_starts_again(jobs):
+    r, args = runtime.runtime(3), np.zeros(3, np.int64)
+    r.launch(jobs.address("count"), args.ctypes.data)
+    r.stop()
+    r.launch(jobs.address("count"), args.ctypes.data)
+    assert args.tolist() == [2, 2, 2]
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+def test_child_of_a_fork_has_its_own_team(jobs):
+    r, args = runtime.runtime(2), np.zeros(2, np.int64)
+    r.launch(jobs.address("count"), args.ctypes.data)
+    pid = os.fork()
+    if pid == 0:
+        status = 1
+        try:
+            r.launch(jobs.address("count"), args.ctypes.data)
+            status = 0 if args.tolist() == [2, 2] else 2
+        finally:
+            os._exit(status)
+    assert os.waitpid(pid, 0)[1] == 0
+    r.launch(jobs.address("count"), args.ctypes.data)
+    assert args.tolist() == [2, 2]
+
+
+def test_launches_from_several_python_threads(jobs):
+    import threading
+    r, args = runtime.runtime(2), np.zeros(2, np.int64)
+
+    def many():
+        for _ in range(200):
+            r.launch(jobs.address("count"), args.ctypes.data)
+    users = [threading.Thread(target=many) for _ in range(4)]
+    for u in users:
+        u.start()
+    for u in users:
+        u.join()
+    assert args.tolist() == [800, 800]
+
+
+def test_exit_right_after_a_launch_is_clean():
+    """Workers still spin in machine code then; it must not be unmapped under them."""
+    program = textwrap.dedent("""
+        from engram.codegen.cpu import runtime
+        from engram.codegen.cpu.irtext import Fn, Module
+        from engram.codegen.cpu.target import host_target, load
+        m = Module(host_target())
+        Fn(m, "void @nothing(ptr %rt, i64 %tid, i64 %n, ptr %args)").finish()
+        lib = load(m.text(), ["nothing"])
+        for _ in range(20):
+            runtime.runtime(4).launch(lib.address("nothing"), 0)
+    """)
+    for _ in range(3):
+        subprocess.run([sys.executable, "-c", program], check=True, timeout=60)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="POSIX signals")
+def test_interrupt_sets_the_cancel_flag():
+    r = runtime.runtime(1)
+    with pytest.raises(KeyboardInterrupt), runtime.Interruptible(r):
+        os.kill(os.getpid(), signal.SIGINT)
+        flag = ctypes.c_int32.from_address(r.address + runtime.ir.RT_CANCEL).value
+        time.sleep(0.01)
+        raise AssertionError(f"not interrupted, flag {flag}")
