@@ -74,6 +74,7 @@ class TrainPlan:
     measures: list[str]
     phases: list[Phase]
     model_paths: list[str]
+    models: list[tuple[str, LayerInstance | list]]             # for what layers say about themselves, such as names in checkpoints
     warnings: list[Diagnostic] = field(default_factory=list)
     build_measure: Callable[[int], Module] = field(default=None, repr=False)
     _measures: dict[int, Module] = field(default_factory=dict, repr=False)
@@ -272,7 +273,7 @@ class _Builder:
         slots = [Slot(p.path, p.type, p.kind) for p in places]
         el.module.attrs["entries"] = ["init", *[p.entry for p in phases]]
         plan = TrainPlan(self.block.name, settings, self.data, slots, el.module, losses, [], phases,
-                         [n for n, _ in training.models], el.diags.warnings, self.build_measure)
+                         [n for n, _ in training.models], list(training.models), el.diags.warnings, self.build_measure)
         self.measured: list[str] | None = None
         plan.measure(settings["batch"])                            # errors in measures show now
         plan.measures = self.measured

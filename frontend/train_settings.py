@@ -6,7 +6,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 
-from ..compiler.diagnostics import Span, did_you_mean, error
+from ..compiler.diagnostics import CompileError, Span, did_you_mean, error
 from . import ast as A
 from .elaborator import Elaborator
 from .values import CallArgs, LayerInstance, Namespace, Scope, Transform, describe
@@ -29,6 +29,10 @@ class DatasetLoader(Transform):
     def call(self, el: Elaborator, args: CallArgs, span: Span) -> object:
         try:
             data = self.load(*args.pos, **args.kw)
+        except CompileError as e:                              # the loader's own: only the place is missing
+            for d in e.diagnostics:
+                d.span = d.span or span
+            raise
         except (ValueError, OSError) as e:
             raise error(span, str(e)) from None
         except Exception as e:
