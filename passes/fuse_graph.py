@@ -12,7 +12,7 @@ from .cost import INLINE_COST, cost
 FREE = {"tensor.iota", "tensor.broadcast", "tensor.reshape", "tensor.transpose", "tensor.slice", "tensor.reverse", "tensor.stop_gradient"}
 REDUCTIONS = {"tensor.reduce_sum", "tensor.reduce_prod", "tensor.reduce_max", "tensor.reduce_min", "tensor.argmax", "tensor.argmin"}
 # ops whose elements can be generated inside a group, but which read operands at other positions than their own
-INDEXED = {"tensor.take", "tensor.take_along", "tensor.dynamic_slice", "tensor.put_along_add", "tensor.dot_general"}
+INDEXED = {"tensor.take", "tensor.take_along", "tensor.dynamic_slice", "tensor.put_along_add", "tensor.dot_general", "tensor.fold_windows"}
 
 ALIGNED, ROWS, OTHER = "aligned", "rows", "other"
 
@@ -78,6 +78,8 @@ class Graph:
             return all(n == (1 if d == op.attrs["dim"] else m) for d, (m, n) in enumerate(zip(x, i)))
         if name == "tensor.dot_general":
             return not op.attrs["lhs_contract"]
+        if name == "tensor.fold_windows":
+            return separate_windows(op)
         if name in REDUCTIONS:
             return op.operands[0].type.numel > 0
         return OPS[name].elementwise or name in INDEXED or name in ("random.fold_in",)
@@ -93,10 +95,12 @@ class Graph:
             total, reads = cost(op), 0
             for v in dict.fromkeys(op.operands):
                 source = self.defined.get(v)
-                c, n = loads[source] if source in loads else (0, 1)
+                c, n = loads[source] if source in loads else (0, int(2 * v.type.numel > op.results[0].type.numel))
                 total, reads = total + c, reads + n
             loads[op] = (total, reads)
         for op in reversed(self.order):
+            if op.name == "tensor.fold_windows" and separate_windows(op) and self.users[op] and all(self._takes(u) for u in self.users[op]):
+                self.copied.add(op)
             if op in self.copied or op not in loads or not self.users[op]:
                 continue
             total, reads = loads[op]
@@ -104,8 +108,8 @@ class Graph:
                 self.copied.add(op)
         for op in self.order:                          # a copied op's costs hold only if its producers are copied as well
             if op in self.copied and op.name not in FREE and op.operands:
-                sources = [self.defined.get(v) for v in dict.fromkeys(op.operands)]
-                if sum(s is None or s not in self.copied for s in sources) > 1:
+                arrays = [v for v in dict.fromkeys(op.operands) if 2 * v.type.numel > op.results[0].type.numel]
+                if sum(self.defined.get(v) not in self.copied for v in arrays) > 1:
                     self.copied.discard(op)
 
     def _takes(self, user: Op) -> bool:
@@ -135,7 +139,7 @@ class Graph:
     def _step(op: Op) -> str:
         if op.name == "tensor.broadcast":
             return broadcast_kind(op)
-        if op.name in ("tensor.transpose", "tensor.slice", "tensor.reverse"):
+        if op.name in ("tensor.transpose", "tensor.slice", "tensor.reverse", "tensor.fold_windows"):
             return OTHER
         return ALIGNED
 
@@ -170,6 +174,13 @@ def broadcast_kind(op: Op) -> str:
     if not new:
         return ALIGNED
     return ROWS if not kept or max(kept) < min(new) else OTHER
+
+
+def separate_windows(op: Op) -> bool:
+    """Whether the windows of a fold_windows neither overlap nor leave gaps, so that it only moves elements."""
+    a = op.attrs
+    space = zip(a["size"], a["stride"], a["dilation"], a["shape"])
+    return all(d == 1 and k == s and n % s == 0 for k, s, d, n in space)
 
 
 def trailing(op: Op) -> int | None:
