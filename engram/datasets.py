@@ -25,10 +25,11 @@ class DatasetError(CompileError):
     """A data set cannot be had: unknown name, missing or broken file, wrong arguments. `hint` says what to do about it.
 
     It carries a diagnostic without a span; the front end, which knows where `dataset(...)` was written, adds it.
+    `absent`: its files are not here, though the program may be right.
     """
 
-    def __init__(self, message: str, hint: str | None = None):
-        self.message, self.hint = message, hint
+    def __init__(self, message: str, hint: str | None = None, absent: bool = False):
+        self.message, self.hint, self.absent = message, hint, absent
         super().__init__(Diagnostic("error", None, message, hint=hint))
 
     def __str__(self) -> str:
@@ -208,7 +209,7 @@ def _numel(shape) -> int:
 
 def _need_file(path: Path) -> None:
     if not path.exists():
-        raise DatasetError(f"no such file: {path}")
+        raise DatasetError(f"no such file: {path}", absent=True)
     if path.is_dir():
         raise DatasetError(f"{path} is a folder, expected a file")
 
@@ -230,7 +231,7 @@ def mnist(path: Path, part: str = "all") -> Dataset:
         raise DatasetError(f"unknown part {part!r} of mnist", 'expected "all", "train" or "test"')
     if not path.is_dir():
         raise DatasetError(f"no such folder: {path}" if not path.exists() else f"{path} is a file, expected a folder of IDX files",
-                           "the files are train-images-idx3-ubyte[.gz] and so on; --set data=DIR gives another folder")
+                           "the files are train-images-idx3-ubyte[.gz] and so on; --set data=DIR gives another folder", absent=True)
     x, y = _idx_pair(path, "train")
     info = {"test": "t10k"}
     if _idx_file(path, "t10k-images-idx3-ubyte"):
@@ -322,7 +323,7 @@ def _check_plausible(path: Path, want: int) -> None:
 def cifar10(path: Path) -> Dataset:
     """CIFAR-10, from the folder of its binary version: x u8[N, 3, 32, 32], y i64[N]; the test batch, when there, comes last."""
     if not path.is_dir():
-        raise DatasetError(f"no such folder: {path}", "it holds data_batch_1.bin ... data_batch_5.bin and test_batch.bin")
+        raise DatasetError(f"no such folder: {path}", "it holds data_batch_1.bin ... data_batch_5.bin and test_batch.bin", absent=True)
     folder = path / "cifar-10-batches-bin" if (path / "cifar-10-batches-bin").is_dir() else path
     names = [f"data_batch_{k}.bin" for k in range(1, 6)] + ["test_batch.bin"]
     files = [folder / n for n in names if (folder / n).is_file()]

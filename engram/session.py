@@ -28,14 +28,24 @@ def load_with_text(path_or_source) -> tuple[Any, str]:
     return load_program(source, text), text
 
 
-def dataset_loader(file: str, where: str | None = None, given: Mapping[str, Dataset] | None = None) -> Callable[..., Dataset]:
+def dataset_loader(file: str, where: str | None = None, given: Mapping[str, Dataset] | None = None,
+                   absent: list | None = None) -> Callable[..., Dataset]:
     """What a train block's `dataset(name, ...)` calls. Paths are relative to the program's file, or to the current folder.
 
-    `where` (from `--set data=DIR`) replaces the path; `given` holds data sets that exist already, by name.
+    `where` (from `--set data=DIR`) replaces the path; `given` holds data sets that exist already, by name; `absent` learns of data
+    sets whose files are not here.
     """
     folder = Path(file).parent if not file.startswith("<") else Path(".")
 
     def load(name: str, *args, **kwargs) -> Dataset:
+        try:
+            return find(name, *args, **kwargs)
+        except DatasetError as e:
+            if absent is not None and e.absent:
+                absent.append(e)
+            raise
+
+    def find(name: str, *args, **kwargs) -> Dataset:
         if given and name in given:
             return given[name]
         if where is not None:
@@ -49,14 +59,15 @@ def dataset_loader(file: str, where: str | None = None, given: Mapping[str, Data
     return load
 
 
-def train_plan(program, name: str, overrides: Mapping[str, Any] | None = None, given: Mapping[str, Dataset] | None = None):
+def train_plan(program, name: str, overrides: Mapping[str, Any] | None = None, given: Mapping[str, Dataset] | None = None,
+               absent: list | None = None):
     """The plan of a train block, its data loaded. `overrides` are `--set` values; `data` among them is a path."""
     from .frontend.train import elaborate_train
     overrides = dict(overrides or {})
     where = overrides.pop("data", None)
     if where is not None and not isinstance(where, str):
         raise DatasetError(f"data = {where!r}: expected a path")
-    return elaborate_train(program, name, overrides, dataset_loader(program.file, where, given))
+    return elaborate_train(program, name, overrides, dataset_loader(program.file, where, given, absent))
 
 
 def first_block(program, name: str | None):

@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 from . import OK, WRONG
@@ -34,8 +35,7 @@ def check_file(file: str, overrides: dict) -> tuple[list, list[dict]]:
     """The diagnostics of one program and its locality table. Train blocks are elaborated with their data and lowered as far as the
     proof of locality; a data set whose files are not here is a warning, since the program may be right."""
     from ..compiler import driver
-    from ..compiler.diagnostics import CompileError, Diagnostic
-    from ..datasets import DatasetError
+    from ..compiler.diagnostics import CompileError
     from ..frontend import ast as A
     from ..frontend import check
     from ..session import load_program, train_plan
@@ -49,14 +49,17 @@ def check_file(file: str, overrides: dict) -> tuple[list, list[dict]]:
     for name, block in program.blocks.items():
         if not isinstance(block, A.Train):
             continue
+        absent: list = []
         try:
-            plan = train_plan(program, name, overrides)
+            plan = train_plan(program, name, overrides, absent=absent)
             rows += locality_rows(plan, name)
-            for module in {id(p.module): p.module for p in plan.phases}.values():
-                driver.lower(module, "definition")
-        except DatasetError as e:
-            found.append(Diagnostic("warning", None, f"{file}: train {name} was not checked: {e.message}", hint=e.hint))
+            modules = {id(p.module): p.module for p in plan.phases}.values()
+            proved = [driver.lower(m, "definition").attrs.get("locality", []) for m in modules]
+            _take_proof(rows, [r for report in proved for r in report])
         except CompileError as e:
+            if absent:
+                found += [replace(d, severity="warning", message=f"{d.message}: train block `{name}` was not checked") for d in e.diagnostics]
+                continue
             found += e.diagnostics
             for r in rows:
                 if r["train"] == name:
@@ -78,10 +81,10 @@ def locality_rows(plan, train: str) -> list[dict]:
             if op.name != "learn.update":
                 continue
             roles, layer = op.attrs["roles"], op.attrs["layer"]
-            reads = [r.split(":", 1) for r in roles]
+            reads = [tuple(r.partition(":")[::2]) for r in roles]
             for w in op.attrs["writes"]:
                 kind, path = reads[w]
-                row = {"train": train, "parameter": _full(layer, path, kind, op.attrs["rule_name"]), "rule": op.attrs["rule_name"],
+                row = {"train": train, "layer": layer, "parameter": _full(layer, path, kind, op.attrs["rule_name"]), "rule": op.attrs["rule_name"],
                        "reads": [n for k, n in reads if k in ("signal", "param", "own")],
                        "broadcast": [n for k, n in reads if k == "given"],
                        "verdict": "declared non-local" if op.attrs.get("nonlocal") else "local"}
@@ -89,6 +92,14 @@ def locality_rows(plan, train: str) -> list[dict]:
                     seen.add(row["parameter"])
                     rows.append(row)
     return rows
+
+
+def _take_proof(rows: list[dict], proof: list[dict]) -> None:
+    """What the plasticity pass found out says more than the update's declaration: where broadcast values come from."""
+    for p in proof:                                          # one per parameter; the rule's own state has the same update
+        for row in rows:
+            if row["layer"] == p["layer"] and row["rule"] == p["rule"]:
+                row |= {k: p[k] for k in ("reads", "broadcast", "verdict")}
 
 
 def _full(layer: str, path: str, kind: str, rule: str) -> str:

@@ -6,7 +6,7 @@ import sys
 from . import OK
 from .errors import UserError
 from .options import dims, known_passes, pass_options, settings
-from .programs import targets
+from .programs import read_ir, targets
 
 STAGES = ("ast", "nn", "tensor", "fused", "loop", "llvm", "opencl")
 
@@ -61,10 +61,7 @@ def _known(name: str, stage: str | None) -> None:
 
 def opt_command(args) -> int:
     """Read IR, run passes, print IR."""
-    from ..compiler import ops  # noqa: F401  (registers the op table)
-    from ..compiler.ir.parser import parse_module
     from ..compiler.ir.printer import print_module
-    from ..compiler.ir.verifier import verify
     from ..compiler.pass_manager import run
     from ..compiler.pipelines import PIPELINES, passes
     known = passes()
@@ -73,13 +70,7 @@ def opt_command(args) -> int:
         return OK
     names = [n for n in args.passes.replace(" ", "").split(",") if n]
     known_passes([n for n in names if n not in PIPELINES])
-    if args.file == "-":
-        text = sys.stdin.read()
-    else:
-        with open(args.file, encoding="utf-8") as f:
-            text = f.read()
-    module = parse_module(text, "<stdin>" if args.file == "-" else args.file)
-    verify(module, "the parser")
+    module = read_ir(args.file)
     todo: list = []
     for n in names:
         todo += PIPELINES[n]() if n in PIPELINES else [known[n]]

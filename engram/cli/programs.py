@@ -17,6 +17,41 @@ class Target:
     plan: Any = None
 
 
+def read_ir(path: str):
+    """A module from textual IR, verified; a UserError says what is wrong with the text."""
+    import sys
+
+    from ..compiler import ops  # noqa: F401  (registers the op table)
+    from ..compiler.ir.parser import IrSyntaxError, parse_module
+    from ..compiler.ir.verifier import VerificationError, verify
+    if path == "-":
+        text = sys.stdin.read()
+    else:
+        with open(path, encoding="utf-8") as f:
+            text = f.read()
+    try:
+        module = parse_module(text)
+        verify(module, "reading the file")
+    except (IrSyntaxError, VerificationError, UnicodeDecodeError) as e:
+        raise UserError(f"{path}: {e}") from None
+    return module
+
+
+def build(module, backend: str, threads: int | None, options):
+    """A program from a module of any stage: what is loops already goes straight to the backend."""
+    from ..compiler import driver
+    if module.attrs.get("stage") != "loop":
+        return driver.build(module, backend, threads=threads, options=options)
+    if backend == "cpu":
+        from ..codegen.cpu.program import CpuProgram
+        return CpuProgram(module, threads=threads)
+    if backend == "opencl":
+        from ..codegen.opencl.program import OpenClProgram
+        return OpenClProgram(module)
+    from ..interp.interpreter import Interpreter
+    return Interpreter(module)
+
+
 def targets(program, fn: str | None, dims: dict[str, int], default: int, overrides: dict[str, Any], every: bool = False) -> list[Target]:
     """The named function or train block; by default the first train block, else the first function; with `every`, all that can be had."""
     from ..compiler.diagnostics import did_you_mean
