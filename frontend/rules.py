@@ -387,6 +387,10 @@ def function_statement(el: Elaborator, s: A.FnDef, scope: Scope) -> None:
 def outside_view(rule: RuleFunction, cells: dict[Cell, Cell]) -> Namespace:
     """A rule's functions and own state as seen from outside, `model.c1.three_factor.readout(h)`; `cells` maps the function's
     cells to the places of this application."""
+    decl, cx = rule.keep
+    lasting = [s.type for s in decl.sees if seen_text(s) in cx.cells] + [i.type for i in decl.items if isinstance(i, A.StateDecl)]
+    known = {n.id for t in lasting if t is not None for n in A.walk(t) if isinstance(n, A.Name)}
+    free = {n for n in cx.sig.dims if n not in known}          # sizes of signals, such as the batch: another call has others
     scope = Scope(rule.base)
     done: dict[int, FnValue] = {}
 
@@ -408,11 +412,24 @@ def outside_view(rule: RuleFunction, cells: dict[Cell, Cell]) -> Namespace:
     for s in reversed(chain):
         for name, v in s.names.items():
             v = outside(v)
-            if v is not MISSING:
+            if v is not MISSING and not (name in free and v == cx.sig.dims[name]):
                 scope.bind(name, v, s.spans.get(name))
     shown = {n: outside(f) for n, f in rule.functions.items()}
     shown |= {o.path: cells[c] for o, c in ((o, rule.cells.get(f"own {o.path}")) for o in rule.owns) if c in cells}
-    return Namespace(rule.keep[0].name, Scope(None, shown))
+    return Namespace(decl.name, Scope(None, shown))
+
+
+def batch_dims(rule: RuleFunction) -> set[str]:
+    """Dims of the rule's signals that neither its own state nor a parameter has: they belong to one batch, so a function of the
+    rule that is called from outside (a readout, in a measure over other samples) binds them anew."""
+    decl = rule.keep[0].decl
+
+    def names(types) -> set[str]:
+        return {n.id for t in types if t is not None for n in A.walk(t) if isinstance(n, A.Name)}
+
+    params = {o.ref for o in rule.operands if o.role == "param"}
+    lasting = names(i.type for i in decl.items if isinstance(i, A.StateDecl)) | names(s.type for s in decl.sees if seen_text(s) in params)
+    return names(s.type for s in (*decl.sees, *decl.given)) - lasting
 
 
 def initial_value(el: Elaborator, t: TensorType, init: A.Expr | None, scope: Scope, span: Span, what: str) -> Value:

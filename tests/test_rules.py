@@ -129,6 +129,7 @@ def test_a_list_learns_layer_by_layer():
     h = np.maximum(x @ run["model.body.0.w"] + run["model.body.0.b"], 0)
     right = (h @ run["model.body.0.three_factor.m"].T).argmax(1) == DATA["y"][:8]
     assert run.measure()["accuracy"] == pytest.approx(right.mean())
+    assert run.measure(5)["accuracy"] == pytest.approx(right[:5].mean())             # another batch size than the rule's
 
 
 def test_inner_rules():
