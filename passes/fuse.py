@@ -17,6 +17,7 @@ from typing import ClassVar
 from ..compiler.ir.core import Block, Module, Op, Value, clone_op
 from .fuse_graph import ALIGNED, Graph
 from .fuse_groups import Cluster, merged
+from .fuse_rewrites import rewrite_block
 
 
 @dataclass(frozen=True)
@@ -28,6 +29,7 @@ class Fuse:
 
     def apply(self, module: Module) -> Module:
         for f in module.funcs.values():
+            rewrite_block(f.body)
             fuse_block(f.body)
         return module
 

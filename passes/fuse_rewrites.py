@@ -1,0 +1,144 @@
+"""Rewrites that fusion makes first. They regroup sums, or compute both sides of a small `if`, so they are no canonical forms:
+
+* scf.if with a few cheap number ops in its branches     ->  both, and a select
+* y + scatter_add(0, i, u)                               ->  scatter_add(y, i, u)
+* fold_windows(w . g), the gradient of a convolution     ->  reversed w . windows(padded g), which stores no windows
+"""
+from __future__ import annotations
+
+from ..compiler.ir.builder import Builder
+from ..compiler.ir.core import Block, Op, Value, clone_op, rewrite, uses
+from ..compiler.ir.opdef import OPS
+from ..compiler.ir.types import TensorType
+from .cost import cost
+from .fuse_graph import separate_windows
+
+BRANCH_COST = 16                    # both branches of an `if` on single numbers are computed up to this cost
+
+
+def rewrite_block(block: Block) -> None:
+    """All rewrites, in one sweep over the block and its regions."""
+    used = uses(block)
+
+    def once(v: Value) -> bool:
+        return len(used.get(v, ())) == 1 and isinstance(v.owner, Op)
+
+    def step(op: Op, out: Block) -> list[Value] | None:
+        if op.name == "scf.if":
+            return _select(op, out)
+        if op.name == "tensor.add":
+            return _scatter(op, out, once)
+        if op.name == "tensor.fold_windows" and not separate_windows(op):
+            return _transposed_convolution(op, out, once)
+        return None
+
+    if rewrite(block, step):
+        remove_unused(block)
+
+
+def remove_unused(block: Block) -> None:
+    """Drops ops without effects whose results nobody uses."""
+    live = set()
+    for op in block.walk():
+        if op.regions or not OPS[op.name].pure or OPS[op.name].terminator or op.name == "func.call":
+            live.update(op.operands)
+
+    def sweep(b: Block) -> None:
+        for op in reversed(b.ops):
+            for r in op.regions:
+                sweep(r)
+            if any(r in live for r in op.results):
+                live.update(op.operands)
+
+    def drop(b: Block) -> None:
+        b.ops = [op for op in b.ops if not op.results or op.regions or not OPS[op.name].pure or op.name == "func.call"
+                 or any(r in live for r in op.results)]
+        for op in b.ops:
+            for r in op.regions:
+                drop(r)
+
+    sweep(block)
+    drop(block)
+
+
+def _select(op: Op, out: Block) -> list[Value] | None:
+    for r in op.regions:
+        for o in r.ops[:-1]:
+            if not (OPS[o.name].elementwise or o.name == "tensor.constant") or o.results[0].type.numel != 1 or not OPS[o.name].pure \
+                    or (o.name in ("tensor.floordiv", "tensor.mod", "tensor.fmod") and o.results[0].type.dtype.is_int):
+                return None
+        if sum(cost(o) for o in r.ops[:-1]) > BRANCH_COST:
+            return None
+    if any(v.type.numel != 1 and r.ops[:-1] for r in op.regions for v in r.terminator.operands):
+        return None
+    sides = []
+    for r in op.regions:
+        env: dict[Value, Value] = {}
+        out.ops.extend(clone_op(o, env) for o in r.ops[:-1])
+        sides.append([env.get(v, v) for v in r.terminator.operands])
+    b = Builder(out, op.loc)
+    cond = op.operands[0]
+    return [x if x is y else b.select(b.broadcast(cond, x.type.shape, []), x, y) for x, y in zip(*sides)]
+
+
+def _scatter(op: Op, out: Block, once) -> list[Value] | None:
+    for s, y in (op.operands, reversed(op.operands)):
+        o = s.owner
+        if not once(s) or o.name not in ("tensor.scatter_add", "tensor.put_along_add"):
+            continue
+        zero = o.operands[0].owner
+        if not (isinstance(zero, Op) and zero.name == "tensor.constant" and not hasattr(zero.attrs["value"], "shape") and zero.attrs["value"] == 0):
+            continue
+        return [Builder(out, o.loc).op(o.name, [y, *o.operands[1:]], dict(o.attrs)).result]
+    return None
+
+
+def _transposed_convolution(op: Op, out: Block, once) -> list[Value] | None:
+    """x[.., s] = sum over windows o and places j with o * stride + j * dilation = s of (w . g)[.., o.., j..]: when the places come
+    from one factor w and the windows from the other, g, it is reversed w against all windows of g, spread and padded."""
+    y = op.operands[0]
+    perm = list(range(y.type.rank))
+    if once(y) and y.owner.name == "tensor.transpose":
+        perm, y = list(y.owner.attrs["perm"]), y.owner.operands[0]
+    if not once(y) or y.owner.name != "tensor.dot_general" or not y.type.dtype.is_float:
+        return None
+    dot, n = y.owner, len(op.attrs["size"])
+    batch = [list(dot.attrs["lhs_batch"]), list(dot.attrs["rhs_batch"])]
+    contract = [list(dot.attrs["lhs_contract"]), list(dot.attrs["rhs_contract"])]
+    free = [[d for d in range(v.type.rank) if d not in batch[s] + contract[s]] for s, v in enumerate(dot.operands)]
+    source = [("batch", i) for i in range(len(batch[0]))] + [(0, d) for d in free[0]] + [(1, d) for d in free[1]]
+    origin = [source[p] for p in perm]                 # of each dim of fold_windows' operand
+    lead, places, kinds = origin[:-2 * n], origin[-2 * n:-n], origin[-n:]
+    sides = {s for s, _ in places}, {s for s, _ in kinds}
+    if "batch" in sides[0] | sides[1] or len(sides[0]) != 1 or len(sides[1]) != 1 or sides[0] == sides[1]:
+        return None
+    (gs,), (ws,) = sides
+    g, w = dot.operands[gs], dot.operands[ws]
+    b = Builder(out, op.loc)
+    # g with its places last, spread by the stride and padded so that there is a window for every position of the result
+    gp, wk = [d for _, d in places], [d for _, d in kinds]
+    order = [d for d in range(g.type.rank) if d not in gp] + gp
+    rest = len(order) - n
+    low, high, inner = ([0] * rest for _ in range(3))
+    for d, size, stride, dil, total in zip(gp, *(op.attrs[a] for a in ("size", "stride", "dilation", "shape"))):
+        low.append((size - 1) * dil)
+        high.append(total - (g.type.shape[d] - 1) * stride - 1)
+        inner.append(stride - 1)
+    p = b.op("tensor.pad", [b.transpose(g, order), b.constant(0, TensorType(g.type.dtype))], {"low": low, "high": high, "interior": inner}).result
+    p = b.op("tensor.windows", [p], {"size": list(op.attrs["size"]), "stride": [1] * n, "dilation": list(op.attrs["dilation"])}).result
+    r = b.op("tensor.reverse", [w], {"dims": sorted(wk)}).result
+    # the contraction of before, and over the places in a window
+    new_batch, new_contract = [None, None], [None, None]
+    new_batch[ws], new_contract[ws] = batch[ws], contract[ws] + wk
+    new_batch[gs] = [order.index(d) for d in batch[gs]]
+    new_contract[gs] = [order.index(d) for d in contract[gs]] + list(range(p.type.rank - n, p.type.rank))
+    pair = [None, None]
+    pair[ws], pair[gs] = r, p
+    z = b.op("tensor.dot_general", pair, {"lhs_batch": new_batch[0], "rhs_batch": new_batch[1], "lhs_contract": new_contract[0],
+                                          "rhs_contract": new_contract[1]}, loc=dot.loc).result
+    made = [("batch", i) for i in range(len(batch[0]))]
+    for s in (0, 1):
+        taken = new_batch[s] + new_contract[s]
+        back = order + [None] * n if s == gs else list(range(w.type.rank))
+        made += [(s, back[d]) for d in range(pair[s].type.rank) if d not in taken]
+    return [b.transpose(z, [made.index(o) for o in [*lead, *places]])]
