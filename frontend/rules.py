@@ -419,19 +419,6 @@ def outside_view(rule: RuleFunction, cells: dict[Cell, Cell]) -> Namespace:
     return Namespace(decl.name, Scope(None, shown))
 
 
-def batch_dims(rule: RuleFunction) -> set[str]:
-    """Dims of the rule's signals that neither its own state nor a parameter has: they belong to one batch, so a function of the
-    rule that is called from outside (a readout, in a measure over other samples) binds them anew."""
-    decl = rule.keep[0].decl
-
-    def names(types) -> set[str]:
-        return {n.id for t in types if t is not None for n in A.walk(t) if isinstance(n, A.Name)}
-
-    params = {o.ref for o in rule.operands if o.role == "param"}
-    lasting = names(i.type for i in decl.items if isinstance(i, A.StateDecl)) | names(s.type for s in decl.sees if seen_text(s) in params)
-    return names(s.type for s in (*decl.sees, *decl.given)) - lasting
-
-
 def initial_value(el: Elaborator, t: TensorType, init: A.Expr | None, scope: Scope, span: Span, what: str) -> Value:
     """The value that state of this type begins with, emitted into the current function."""
     frame = el.frame
