@@ -11,6 +11,7 @@ import numpy as np
 
 from ...compiler.diagnostics import RuntimeError_
 from ...compiler.ir.core import Func, Module
+from .contract import GEMM_DTYPES
 from .emit import Emitter, n_inputs
 from .gemm import gemm_address, scratch_bytes, symbol
 from .runtime import Memory, default_threads, runtime, symbols
@@ -27,6 +28,21 @@ def llvm_text(module: Module, target: CpuTarget | None = None, threads: int = 1)
 def _entries(module: Module) -> list[str]:
     wanted = module.attrs.get("entries") or list(module.funcs)
     return [name for name in wanted if name in module.funcs]
+
+
+def prepare(dtypes: tuple[str, ...] = ("f32",), target: CpuTarget | None = None) -> None:
+    """Start compiling (or loading) what every program needs, beside whatever comes next."""
+    target = target or host_target()
+
+    def work() -> None:
+        symbols()
+        for d in dtypes:
+            gemm_address(d, target)
+    threading.Thread(target=work).start()
+
+
+def _contracted(module: Module) -> tuple[str, ...]:
+    return tuple(sorted({op.operands[0].type.dtype.name for op in module.walk() if op.name == "loop.contract"} & set(GEMM_DTYPES)))
 
 
 def aligned_empty(shape, dtype: np.dtype) -> np.ndarray:
@@ -58,6 +74,8 @@ class CpuProgram:
     def __init__(self, module: Module, threads: int | None = None, profile: bool = False):
         self.threads = threads or default_threads()
         target = host_target()
+        if dtypes := _contracted(module):
+            prepare(dtypes, target)                             # the GEMM compiles while this module's text is written
         emitter = Emitter(module, target, self.threads, profile)
         names = _entries(module)
         text = emitter.run(names)

@@ -21,6 +21,15 @@ DEFAULT_SCRATCH = 4 << 20
 
 @functools.cache
 def _library():
+    with _loading:
+        return _load()
+
+
+_loading = threading.Lock()
+
+
+@functools.cache
+def _load():
     lib = load(ir.runtime_text(host_target()), list(ir.EXPORTS))
     return lib, {name: lib.address(name) for name in ir.EXPORTS}
 

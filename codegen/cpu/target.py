@@ -13,6 +13,7 @@ import hashlib
 import itertools
 import os
 import platform
+import threading
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -97,8 +98,18 @@ def host_target() -> CpuTarget:
 
 # ---------------------------------------------------------------- compilation
 
-@functools.cache
+_local = threading.local()
+
+
 def _target_machine(target: CpuTarget):
+    """One per thread: LLVM's are not to be shared."""
+    known = _local.__dict__.setdefault("machines", {})
+    if target not in known:
+        known[target] = _new_target_machine(target)
+    return known[target]
+
+
+def _new_target_machine(target: CpuTarget):
     import llvmlite.binding as llvm
     llvm.initialize_all_targets()
     llvm.initialize_all_asmprinters()
@@ -145,6 +156,17 @@ def compile_text(text: str, target: CpuTarget | None = None) -> bytes:
     blob = optimise_and_emit(text, target)
     write_cached("obj", name, hashlib.sha256(blob).digest() + blob)
     return blob
+
+
+def compile_many(texts: list[str], target: CpuTarget | None = None) -> list[bytes]:
+    """Object bytes of several modules, compiled side by side (LLVM runs without Python's lock)."""
+    target = target or host_target()
+    if len(texts) == 1 or (os.cpu_count() or 1) == 1:
+        return [compile_text(text, target) for text in texts]
+    from concurrent.futures import ThreadPoolExecutor
+    _target_machine(target)
+    with ThreadPoolExecutor(min(len(texts), os.cpu_count() or 1)) as pool:
+        return list(pool.map(lambda text: compile_text(text, target), texts))
 
 
 # ---------------------------------------------------------------- loading

@@ -1,0 +1,126 @@
+"""What the parts of the GEMM generator share: tile and block sizes from the target description, and small instructions."""
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from .irtext import Fn, Module, vec
+from .target import CpuTarget
+
+ARGS = ("batch0", "batch1", "m", "n", "k",
+        "a", "a_b0", "a_b1", "a_rs", "a_cs",
+        "b", "b_b0", "b_b1", "b_rs", "b_cs",
+        "c", "c_b0", "c_b1", "c_rs", "c_cs", "accumulate", "tables")
+ARG_INDEX = {name: i for i, name in enumerate(ARGS)}
+
+PREFETCH = 16      # rows of B ahead of the one being packed
+LLVM_TYPE = {"f32": "float", "f64": "double", "i32": "i32", "i64": "i64"}
+SIZE = {"f32": 4, "f64": 8, "i32": 4, "i64": 8}
+
+
+@dataclass(frozen=True)
+class Tiling:
+    """Tile and block sizes of one dtype on one target."""
+
+    lanes: int
+    mr: int      # rows of the register tile
+    nw: int      # vectors across it
+    kc: int      # depth of a block: an A panel of kc x mr stays in L1
+    mc: int      # rows of a packed A block
+    nc: int      # columns of a packed B block: it stays in L2
+
+    @property
+    def nr(self) -> int:
+        return self.nw * self.lanes
+
+    @property
+    def heights(self) -> range:
+        return range(2, self.mr + 1, 2)
+
+
+def tiling(target: CpuTarget, dtype: str) -> Tiling:
+    """Sizes that follow the register count and the caches."""
+    lanes, size = target.lanes(dtype), SIZE[dtype]
+    nw = 2
+    mr = 14 if target.registers >= 32 else 6        # mr * nw accumulators + nw of B + 1 broadcast <= registers
+    nr = nw * lanes
+    kc = max(64, min(512, int(target.l1 * 0.35) // (mr * size)) // 8 * 8)
+    nc = max(nr, min(1024, target.l2 // 2 // (kc * size)) // nr * nr)
+    return Tiling(lanes, mr, nw, kc, 16 * mr, nc)
+
+
+def scratch_bytes(target: CpuTarget, dtype: str) -> int:
+    """Packing memory one thread needs (64-byte aligned)."""
+    t, size = tiling(target, dtype), SIZE[dtype]
+    slack = 64 * t.lanes * size + t.mr * t.nr * size
+    return (t.mc + t.nc + t.mr + t.nr) * t.kc * size + 4 * slack
+
+
+def symbol(dtype: str) -> str:
+    return f"engram_gemm_{dtype}"
+
+
+class Base:
+    """Small instructions on vectors of one dtype."""
+
+    def __init__(self, target: CpuTarget, dtype: str):
+        self.target, self.dtype = target, dtype
+        self.t = tiling(target, dtype)
+        self.m, self.tiles = Module(target), Module(target)
+        self.e, self.size = LLVM_TYPE[dtype], SIZE[dtype]
+        self.w = self.t.lanes
+        self.v = vec(self.e, self.w)
+        self.float = dtype in ("f32", "f64")
+        self.zero = "0.0" if self.float else "0"
+        self.suffix = f"v{self.w}{'f' if self.float else 'i'}{self.size * 8}"
+
+    def fma(self, f: Fn, a: str, b: str, c: str, type_: str | None = None) -> str:
+        v = type_ or self.v
+        if not self.float:
+            return f.op(f"add {v} {c}, {f.op(f'mul {v} {a}, {b}')}")
+        if self.target.fma:
+            name = "llvm.fma." + (self.suffix if v == self.v else f"f{self.size * 8}")
+            return f.op(f"call {v} {f.module.intrinsic(v, name, v, v, v)}({v} {a}, {v} {b}, {v} {c})")
+        return f.op(f"fadd {v} {c}, {f.op(f'fmul {v} {a}, {b}')}")
+
+    def splat(self, f: Fn, scalar: str) -> str:
+        one = f.op(f"insertelement {self.v} poison, {self.e} {scalar}, i64 0")
+        return f.op(f"shufflevector {self.v} {one}, {self.v} poison, <{self.w} x i32> zeroinitializer")
+
+    def mask(self, f: Fn, count: str) -> str:
+        """Lanes below `count` (i64)."""
+        c32 = f.op(f"trunc i64 {f.imin(count, str(self.w))} to i32")
+        one = f.op(f"insertelement <{self.w} x i32> poison, i32 {c32}, i64 0")
+        all_ = f.op(f"shufflevector <{self.w} x i32> {one}, <{self.w} x i32> poison, <{self.w} x i32> zeroinitializer")
+        steps = "<" + ", ".join(f"i32 {i}" for i in range(self.w)) + ">"
+        return f.op(f"icmp slt <{self.w} x i32> {steps}, {all_}", "m")
+
+    def vload(self, f: Fn, ptr: str, mask: str | None = None) -> str:
+        if mask is None:
+            return f.load(self.v, ptr, self.size)
+        m = f"<{self.w} x i1>"
+        name = f.module.intrinsic(self.v, f"llvm.masked.load.{self.suffix}.p0", "ptr", "i32", m, self.v)
+        return f.op(f"call {self.v} {name}(ptr {ptr}, i32 {self.size}, {m} {mask}, {self.v} zeroinitializer)", "l")
+
+    def vstore(self, f: Fn, value: str, ptr: str, mask: str | None = None) -> None:
+        if mask is None:
+            return f.store(self.v, value, ptr, self.size)
+        m = f"<{self.w} x i1>"
+        name = f.module.intrinsic("void", f"llvm.masked.store.{self.suffix}.p0", self.v, "ptr", "i32", m)
+        f.do(f"call void {name}({self.v} {value}, ptr {ptr}, i32 {self.size}, {m} {mask})")
+
+    def prefetch(self, f: Fn, ptr: str, level: int = 3) -> None:
+        """Into L1 (3) or L2 (2)."""
+        name = f.module.intrinsic("void", "llvm.prefetch.p0", "ptr", "i32", "i32", "i32")
+        f.do(f"call void {name}(ptr {ptr}, i32 0, i32 {level}, i32 1)")
+
+    def tree(self, f: Fn, x: str) -> str:
+        """Sum of the lanes: halves added pairwise, a fixed tree."""
+        lanes, add = self.w, "fadd" if self.float else "add"
+        while lanes > 1:
+            half = lanes // 2
+            type_, out = vec(self.e, lanes), f"<{half} x i32>"
+            pick = [", ".join(f"i32 {i}" for i in rng) for rng in (range(half), range(half, lanes))]
+            lo, hi = (f.op(f"shufflevector {type_} {x}, {type_} poison, {out} <{p}>") for p in pick)
+            x = f.op(f"{add} <{half} x {self.e}> {lo}, {hi}")
+            lanes = half
+        return f.op(f"extractelement <1 x {self.e}> {x}, i64 0")

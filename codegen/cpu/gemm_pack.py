@@ -1,0 +1,194 @@
+"""Packing for the GEMM: panels of rows or columns, from any strides or from tables of offsets."""
+from __future__ import annotations
+
+from contextlib import contextmanager
+
+from .gemm_base import PREFETCH, Base
+from .irtext import Fn
+
+
+class Pack(Base):
+    """Writes the packing functions."""
+
+    def transpose(self, f: Fn, rows: list[str]) -> list[str]:
+        """lanes x lanes: small transposes within 128-bit lanes, then of the 128-bit lanes (one-uop shuffles on x86)."""
+        w, unit = self.w, 16 // self.size
+
+        def shuffle(x: str, y: str, pick: list[int]) -> str:
+            return f.op(f"shufflevector {self.v} {x}, {self.v} {y}, <{w} x i32> <{', '.join(f'i32 {i}' for i in pick)}>")
+
+        def unpack(x: str, y: str, run: int, high: bool) -> str:
+            """Runs of `run` elements from the low or high half of every lane, alternately from x and y."""
+            pick = []
+            for lane in range(0, w, unit):
+                start = lane + (unit // 2 if high else 0)
+                for i in range(start, start + unit // 2, run):
+                    pick += [*range(i, i + run), *range(w + i, w + i + run)]
+            return shuffle(x, y, pick)
+
+        def in_lane(r: list[str]) -> list[str]:
+            if unit == 2:
+                return [unpack(r[0], r[1], 1, False), unpack(r[0], r[1], 1, True)]
+            t = [unpack(r[i], r[i + 1], 1, high) for i in (0, 2) for high in (False, True)]
+            return [unpack(t[i], t[i + 2], 2, high) for i in (0, 1) for high in (False, True)]
+
+        def lanes(vs: list[str]) -> list[str]:
+            if len(vs) == 1:
+                return vs
+            out = [""] * len(vs)
+            for odd in (0, 1):
+                pick = [i for lane in range(odd, 2 * w // unit, 2) for i in range(lane * unit, lane * unit + unit)]
+                out[odd::2] = lanes([shuffle(vs[i], vs[i + 1], pick) for i in range(0, len(vs), 2)])
+            return out
+        groups = [in_lane(rows[q:q + unit]) for q in range(0, w, unit)]
+        out = [""] * w
+        for i in range(unit):
+            out[i::unit] = lanes([g[i] for g in groups])
+        return out
+
+    def pack(self, name: str, parts: int) -> None:
+        """dst[k * h + i] = src[i * si + k * sk] for i < valid (what lies above is anything), k < kc. Whole vectors are
+        stored in ascending k, each overwriting what the one before wrote beyond its h elements."""
+        f = Fn(self.m, f"internal void @{name}(ptr noalias %dst, ptr noalias %src, i64 %si, i64 %sk, i64 %h, "
+                       "i64 %valid, i64 %kc)", "#2")
+        w, e = self.w, self.e
+        unit_i, unit_k, other = f.new_label("unit_i"), f.new_label("unit_k"), f.new_label("other")
+        test, out = f.new_label("test"), f.new_label("out")
+        masked = self.target.masked
+        ok_i = f.op("icmp eq i64 %si, 1")
+        if not masked:     # whole vectors may be read only where all lanes exist
+            ok_i = f.both(ok_i, f.icmp("sge", "%valid", str(parts * w)))
+        f.branch(ok_i, unit_i, test)
+
+        f.label(unit_i)
+        masks = [self.mask(f, f.isub("%valid", str(p * w))) if masked else None for p in range(parts)]
+        with f.loop("0", "%kc") as loop:
+            src = f.gep(e, "%src", f.imul(loop.index, "%sk"))
+            dst = f.gep(e, "%dst", f.imul(loop.index, "%h"))
+            ahead = f.gep(e, src, f.imul("%sk", str(PREFETCH)))
+            for p in range(parts):
+                self.prefetch(f, f.gep(e, ahead, str(p * w)), 2)
+                self.vstore(f, self.vload(f, f.gep(e, src, str(p * w)), masks[p]), f.gep(e, dst, str(p * w)))
+        f.jump(out)
+
+        f.label(test)
+        f.branch(f.op("icmp eq i64 %sk, 1"), unit_k, other)
+        f.label(unit_k)
+        top = f.isub("%valid", "1")
+        bases = [f.gep(e, "%src", f.imul(f.imin(str(i), top), "%si")) for i in range(parts * w)]
+        whole = "%kc" if masked else f.op(f"and i64 %kc, -{w}")
+        with f.loop("0", whole, str(w)) as loop:
+            m = self.mask(f, f.isub("%kc", loop.index)) if masked else None
+            ahead = f.iadd(loop.index, f.imul("%si", "%h"))           # the next panel
+            for i in range(parts * w):
+                self.prefetch(f, f.gep(e, bases[i], ahead), 2)
+            cols = [self.transpose(f, [self.vload(f, f.gep(e, bases[p * w + i], loop.index), m) for i in range(w)])
+                    for p in range(parts)]
+            for k in range(w):
+                dst = f.gep(e, "%dst", f.imul(f.iadd(loop.index, str(k)), "%h"))
+                for p in range(parts):
+                    self.vstore(f, cols[p][k], f.gep(e, dst, str(p * w)))
+        if masked:
+            f.jump(out)
+            from_k, before = "0", test
+        else:
+            before = f.block
+            f.jump(other)
+            from_k = whole
+        f.label(other)
+        first = f.op(f"phi i64 [ 0, %{test} ]" + ("" if masked else f", [ {from_k}, %{before} ]"))
+        with f.loop(first, "%kc") as loop:
+            src = f.gep(e, "%src", f.imul(loop.index, "%sk"))
+            dst = f.gep(e, "%dst", f.imul(loop.index, "%h"))
+            with f.loop("0", f.imin("%valid", "%h")) as inner:
+                value = f.load(e, f.gep(e, src, f.imul(inner.index, "%si")), self.size)
+                f.store(e, value, f.gep(e, dst, inner.index), self.size)
+            with f.loop(f.imin("%valid", "%h"), "%h") as inner:
+                f.store(e, self.zero, f.gep(e, dst, inner.index), self.size)
+        f.jump(out)
+        f.label(out)
+        f.finish()
+
+    def run_length(self, f: Fn, table: str, start: str, limit: str) -> str:
+        """How many entries from `start` on (at most `limit`, at least 1) follow one another by 1."""
+        first = f.load("i32", f.gep("i32", table, start), 4)
+        head, more, out = f.new_label("scan"), f.new_label("more"), f.new_label("run")
+        before = f.block
+        f.jump(head)
+        f.label(head)
+        n, after = f.name("n"), f.name("n")
+        f.lines.append(f"  {n} = phi i64 [ 1, %{before} ], [ {after}, %{more} ]")
+        inside = f.icmp("slt", n, limit)
+        probe = f.op(f"select i1 {inside}, i64 {n}, i64 0")
+        value = f.load("i32", f.gep("i32", table, f.iadd(start, probe)), 4)
+        want = f.op(f"add i32 {first}, {f.op(f'trunc i64 {n} to i32')}")
+        goes_on = f.both(inside, f.op(f"icmp eq i32 {value}, {want}"))
+        f.branch(goes_on, more, out)
+        f.label(more)
+        f.lines.append(f"  {after} = add i64 {n}, 1")
+        f.jump(head)
+        f.label(out)
+        return n
+
+    def pack_tables(self, name: str, parts: int) -> None:
+        """dst[k * h + i] = src[it[i] + kt[k]]: by runs of neighbouring i, or transposing runs of neighbouring k."""
+        f = Fn(self.m, f"internal void @{name}(ptr noalias %dst, ptr noalias %src, ptr %it, ptr %kt, i64 %h, i64 %most, i64 %kc)", "#2")
+        w, e = self.w, self.e
+        valid = f.imin("%most", "%h")
+
+        def offset(table: str, index: str) -> str:
+            return f.op(f"sext i32 {f.load('i32', f.gep('i32', table, index), 4)} to i64")
+
+        @contextmanager
+        def runs(table: str, total: str, limit: str):
+            """for each run: (start, length)."""
+            head, body, out = f.new_label("runs"), f.new_label("run"), f.new_label("end")
+            before = f.block
+            f.jump(head)
+            f.label(head)
+            at = f.name("at")
+            place = len(f.lines)
+            f.branch(f.icmp("slt", at, total), body, out)
+            f.label(body)
+            length = self.run_length(f, table, at, f.imin(f.isub(total, at), limit))
+            yield at, length
+            after = f.iadd(at, length)
+            f.lines[place:place] = [f"  {at} = phi i64 [ 0, %{before} ], [ {after}, %{f.block} ]"]
+            f.jump(head)
+            f.label(out)
+        by_i, by_k, done = f.new_label("by_i"), f.new_label("by_k"), f.new_label("done")
+        run_i = self.run_length(f, "%it", "0", valid)
+        run_k = self.run_length(f, "%kt", "0", f.imin("%kc", str(w)))
+        if not self.target.masked:
+            f.jump(by_i)
+        else:
+            f.branch(f.either(f.icmp("sge", run_i, "8"), f.icmp("sge", run_i, run_k)), by_i, by_k)
+        f.label(by_i)
+        with runs("%it", valid, str(parts * w)) as (at, length):
+            base = f.gep(e, "%src", offset("%it", at))
+            masks = [self.mask(f, f.isub(length, str(p * w))) for p in range(parts)] if self.target.masked else []
+            with f.loop("0", "%kc") as k:
+                src = f.gep(e, base, offset("%kt", k.index))
+                dst = f.gep(e, "%dst", f.iadd(f.imul(k.index, "%h"), at))
+                for p, mask in enumerate(masks):
+                    self.vstore(f, self.vload(f, f.gep(e, src, str(p * w)), mask), f.gep(e, dst, str(p * w)), mask)
+                if not masks:
+                    with f.loop("0", length) as i:
+                        f.store(e, f.load(e, f.gep(e, src, i.index), self.size), f.gep(e, dst, i.index), self.size)
+        f.jump(done)
+        f.label(by_k)
+        if self.target.masked:
+            top = f.isub(valid, "1")
+            bases = [f.gep(e, "%src", offset("%it", f.imin(str(i), top))) for i in range(parts * w)]
+            with runs("%kt", "%kc", str(w)) as (at, length):
+                shift = offset("%kt", at)
+                mask = self.mask(f, length)
+                cols = [self.transpose(f, [self.vload(f, f.gep(e, bases[p * w + i], shift), mask) for i in range(w)])
+                        for p in range(parts)]
+                for k in range(w):                            # rows beyond the run are overwritten by the next one
+                    dst = f.gep(e, "%dst", f.imul(f.iadd(at, str(k)), "%h"))
+                    for p in range(parts):
+                        self.vstore(f, cols[p][k], f.gep(e, dst, str(p * w)))
+        f.jump(done)
+        f.label(done)
+        f.finish()

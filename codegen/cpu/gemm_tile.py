@@ -1,0 +1,123 @@
+"""The GEMM's register tiles: one function per height and width, and how the drivers call them."""
+from __future__ import annotations
+
+from .gemm_base import PREFETCH, Base
+from .irtext import Fn
+
+
+class Tiles(Base):
+    """Writes the tile functions (into a module of their own, compiled beside the rest) and the calls of them."""
+
+    def micro(self, h: int, nw: int, packs: bool = False) -> str:
+        """C[h x nw vectors] (+)= Apanel[k][h] @ B[k][ldb]; `cols`, `rows` = what of the tile exists (masked targets).
+        With `packs`, B (a whole panel, unpacked) is also written to `packed` on the way: packing hides behind arithmetic."""
+        name = f"tile_{h}x{nw}" + ("_packing" if packs else "")
+        f = Fn(self.tiles, f"void @{name}(i64 %k, ptr noalias %a, ptr noalias %b, i64 %ldb, ptr noalias %c, "
+                       f"i64 %ldc, i64 %cols, i64 %rows, i1 %first{', ptr noalias %packed' if packs else ''})", "#2")
+        masks: list[str | None] = [None] * nw
+        last: list[str | None] = [None] * nw
+        if self.target.masked:
+            masks = [self.mask(f, f.isub("%cols", str(j * self.w))) for j in range(nw)]
+            if packs:
+                masks = ["splat (i1 true)"] * nw
+            full = f.op(f"icmp sge i64 %rows, {h}")
+            last = [f.op(f"select i1 {full}, <{self.w} x i1> {m}, <{self.w} x i1> zeroinitializer") for m in masks]
+        rows = ["%c"]
+        for _ in range(1, h):
+            rows.append(f.gep(self.e, rows[-1], "%ldc"))
+
+        def at(i: int, j: int) -> tuple[str, str | None]:
+            return f.gep(self.e, rows[i], str(j * self.w)), (last if i == h - 1 else masks)[j]
+        init, go = f.new_label("load"), f.new_label("go")
+        f.branch("%first", go, init)
+        f.label(init)
+        loaded = [self.vload(f, *at(i, j)) for i in range(h) for j in range(nw)]
+        f.jump(go)
+        f.label(go)
+        start = [f.op(f"phi {self.v} [ zeroinitializer, %entry ], [ {x}, %{init} ]") for x in loaded]
+        # A's pointer and B's pointer advance; the accumulators stay in registers
+        carried = [("ptr", "%a"), ("ptr", "%b"), *((self.v, x) for x in start)]
+        ahead = f.imul("%ldb", str(PREFETCH // 2))
+
+        def step(a: str, b: str, acc: list[str], packed: str = "") -> list[str]:
+            soon = f.gep(self.e, b, ahead)                     # B's panels come from L2
+            for j in range(nw):
+                self.prefetch(f, f.gep(self.e, soon, str(j * self.w)))
+            bs = [self.vload(f, f.gep(self.e, b, str(j * self.w)), None if packs else masks[j]) for j in range(nw)]
+            for j in range(nw if packs else 0):
+                self.vstore(f, bs[j], f.gep(self.e, packed, str(j * self.w)))
+            out = []
+            for i in range(h):
+                x = self.splat(f, f.load(self.e, f.gep(self.e, a, str(i)), self.size))
+                out += [self.fma(f, x, bs[j], acc[i * nw + j]) for j in range(nw)]
+            return out
+
+        with f.loop("0", "%k", carried=carried) as loop:
+            a, b, *acc = loop.values
+            packed = f.gep(self.e, "%packed", f.imul(loop.index, str(self.t.nr))) if packs else ""
+            loop.next = [f.gep(self.e, a, str(h)), f.gep(self.e, b, "%ldb"), *step(a, b, acc, packed)]
+        for i in range(h):
+            for j in range(nw):
+                self.vstore(f, loop.results[2 + i * nw + j], *at(i, j))
+        f.finish()
+        return name
+
+    def packing_heights(self) -> list[int]:
+        """Heights of the panels of a matrix that is tall enough for packing B (see `few` in `single`)."""
+        return [self.t.mr - 2, self.t.mr]
+
+    def packing_tile(self, f: Fn, height: str, args: str) -> None:
+        """The first tile of a column of tiles: packs its panel of B."""
+        done = f.new_label("packed")
+        labels = {h: f.new_label("packing") for h in self.packing_heights()}
+        f.do(f"switch i64 {height}, label %{done} [ {' '.join(f'i64 {h}, label %{x}' for h, x in labels.items())} ]")
+        for h, label in labels.items():
+            f.label(label)
+            f.do(f"call void @tile_{h}x{self.t.nw}_packing({args})")
+            f.jump(done)
+        f.label(done)
+
+    def call_tile(self, f: Fn, k: str, a: str, b: str, ldb: str, c: str, ldc: str, cols: str, rows: str, first: str,
+                  height: str) -> None:
+        """Pick the register tile for this height and width."""
+        done = f.new_label("tiled")
+        narrow = f.icmp("sle", cols, str(self.w))
+        key = f.iadd(f.op(f"mul i64 {height}, 2"), f.op(f"zext i1 {narrow} to i64"))
+        labels = {(h, nw): f.new_label("tile") for h in self.t.heights for nw in (1, self.t.nw)}
+        cases = " ".join(f"i64 {h * 2 + (nw == 1)}, label %{lab}" for (h, nw), lab in labels.items())
+        f.do(f"switch i64 {key}, label %{done} [ {cases} ]")
+        for (h, nw), lab in labels.items():
+            f.label(lab)
+            f.do(f"call void @tile_{h}x{nw}(i64 {k}, ptr {a}, ptr {b}, i64 {ldb}, ptr {c}, i64 {ldc}, i64 {cols}, "
+                 f"i64 {rows}, i1 {first})")
+            f.jump(done)
+        f.label(done)
+
+    def any_tile(self, f: Fn, temporary: str, *args: str) -> None:
+        if self.target.masked:
+            self.call_tile(f, *args)
+        else:
+            self.edge_tile(f, temporary, *args)
+
+    def edge_tile(self, f: Fn, temporary: str, k: str, a: str, b: str, ldb: str, c: str, ldc: str, cols: str,
+                  rows: str, first: str, height: str) -> None:
+        """Targets without cheap masks: a tile that sticks out is computed in a temporary one."""
+        nr = self.t.nr
+        part = f.either(f.icmp("slt", cols, str(nr)), f.icmp("slt", rows, height))
+        edge, whole, done = f.new_label("edge"), f.new_label("whole"), f.new_label("done")
+        f.branch(part, edge, whole)
+        f.label(whole)
+        self.call_tile(f, k, a, b, ldb, c, ldc, str(nr), rows, first, height)
+        f.jump(done)
+        f.label(edge)
+
+        def copy(src: str, lds: str, dst: str, ldd: str) -> None:
+            with f.loop("0", rows) as i, f.loop("0", cols) as j:
+                value = f.load(self.e, f.gep(self.e, src, f.iadd(f.imul(i.index, lds), j.index)), self.size)
+                f.store(self.e, value, f.gep(self.e, dst, f.iadd(f.imul(i.index, ldd), j.index)), self.size)
+        with f.when(f.op(f"xor i1 {first}, true")):
+            copy(c, ldc, temporary, str(nr))
+        self.call_tile(f, k, a, b, ldb, temporary, str(nr), str(nr), rows, first, height)
+        copy(temporary, str(nr), c, ldc)
+        f.jump(done)
+        f.label(done)
