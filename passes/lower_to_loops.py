@@ -19,6 +19,7 @@ from ..compiler.ir.core import Block, Func, Loc, Module, Op, Value
 from ..compiler.ir.dims import product
 from ..compiler.ir.opdef import LOOP
 from ..compiler.ir.types import BufferType, TensorType
+from .donate import infer_donations
 from .lower_buffers import MOVES, Host, Place, Splat, Storage, moved, reshape_strides, whole
 from .lower_elemental import BufferLeaf, Leaf, NumberLeaf, ScalarLeaf, can_pull
 from .lower_inplace import in_place, retarget
@@ -34,6 +35,7 @@ class LowerToLoops:
     exact: ClassVar[bool] = False
 
     def apply(self, module: Module) -> Module:
+        infer_donations(module)
         out = Module(attrs={**module.attrs, "stage": LOOP})
         order = {f.name: f for f in callees_first(module)}
         lowered = {name: lower_function(f, module) for name, f in order.items()}

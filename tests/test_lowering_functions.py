@@ -292,3 +292,31 @@ func @f(%x: f32[70000]) -> (f32[]) {
     x = inputs(function(text))[0]
     got = Interpreter(m, arena=True).call("f", [x])[0]
     assert abs(float(got) - float((x.astype(np.float64) ** 2).sum())) < 1e-2
+
+
+UPDATE = """
+func @update(%p: f32[4], %m: f32[4], %g: f32[4]) -> (f32[4], f32[4]) {
+  %n = tensor.add(%m, %g) : f32[4]
+  %q = tensor.sub(%p, %n) : f32[4]
+  func.return(%q, %n)
+}
+func @f(%p: f32[4], %m: f32[4], %p2: f32[4], %m2: f32[4], %x: f32[4]) -> (f32[4], f32[4], f32[4], f32[4]) attributes {donate = [[0, 0], [1, 1], [2, 2], [3, 3]]} {
+  %g = tensor.mul(%p, %x) : f32[4]
+  %g2 = tensor.mul(%p2, %x) : f32[4]
+  %a, %b = func.call(%p, %m, %g) {callee = "update", result_types = [f32[4], f32[4]]} : f32[4], f32[4]
+  %c, %d = func.call(%p2, %m2, %g2) {callee = "update", result_types = [f32[4], f32[4]]} : f32[4], f32[4]
+  func.return(%a, %b, %c, %d)
+}
+"""
+
+
+def test_donation_reaches_called_functions():
+    m = check(function(UPDATE))
+    assert m.funcs["update"].attrs["donate"] == [[0, 0], [1, 1]]
+    assert not any(op.name == "loop.copy" for op in m.walk())
+
+
+def test_a_caller_that_reads_later_forbids_donation():
+    text = UPDATE.replace("func.return(%a, %b, %c, %d)", "%e = tensor.add(%a, %p) : f32[4]\n  func.return(%e, %b, %c, %d)")
+    m = check(function(text))
+    assert m.funcs["update"].attrs["donate"] == [[1, 1]]
