@@ -343,6 +343,9 @@ def declared_type(el: Elaborator, sig: Signature, t: A.Type, scope: Scope) -> Te
     try:
         return TensorType(dtype, s.shape(t.dims or []))
     except Unknown as u:
+        known = scope.lookup(u.name)
+        if known is not MISSING:
+            el.fail(t.span, f"`{u.name}` is {describe(known)}, so it cannot be a size", hint="a size is a whole number known when compiling")
         near = did_you_mean(u.name, [*s.dims, *scope.names])
         el.fail(t.span, f"size `{u.name}` is not known here", hint=f"did you mean `{near}`?" if near else
                 "sizes are numbers, arguments, and names in the types of signals")

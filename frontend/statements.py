@@ -9,7 +9,7 @@ from . import ast as A
 from .elaborator import Elaborator, statement
 from .signature import Signature
 from .tensors import is_weak
-from .values import MISSING, UNIT, Cell, LayerInstance, Opaque, Scope, Tree, describe, type_text
+from .values import MISSING, UNIT, Cell, LayerInstance, Namespace, Opaque, Scope, Tree, describe, type_text
 
 
 @statement(A.Let)
@@ -91,12 +91,18 @@ def find_cell(el: Elaborator, target: A.Expr, scope: Scope) -> Cell | None:
         v = scope.lookup(target.id)
         if v is MISSING:
             from .program import not_found
-            raise not_found(target.id, target.span, scope)
+            problem = not_found(target.id, target.span, scope)
+            if problem.diagnostics[0].hint is None:
+                problem.diagnostics[0].hint = f"`let {target.id} = ..` binds a new name"
+            raise problem
         return v if isinstance(v, Cell) else None
     if isinstance(target, A.Attr):
         base = el.eval(target.value, scope)
         if isinstance(base, LayerInstance):
             return base.own.get(target.name)
+        if isinstance(base, Namespace):                        # a sub-layer's parameter that a rule sees: `conv.w`
+            v = base.scope.names.get(target.name)
+            return v if isinstance(v, Cell) else None
     return None
 
 

@@ -133,6 +133,8 @@ class _Builder:
         self.phase_scopes = []
         self.phase_states = []
         for p in self.phase_nodes:
+            if any(q.name == p.name for q in self.phase_nodes[:len(self.phase_scopes)]):
+                el.fail(p.name_span, f"there are two phases called `{p.name}`")
             scope = Scope(self.scope)
             states = self.state_names | state_names(p.items)
             places |= evaluate_settings(el, p.items, scope, self.overrides, states)

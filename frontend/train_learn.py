@@ -15,7 +15,7 @@ from .elaborator import Elaborator
 from .layers import signal_names, watch
 from .rule_statements import bind_given, read_cell, split_given
 from .rules import Operand, RuleFunction, RuleUse, Seen, evaluate_rule, outside_view, rule_function, seen_text
-from .train_step import StepRun, TrainElaborator, Training, optimize, resolve, train_statement
+from .train_step import StepRun, TrainElaborator, Training, not_in_loops, optimize, resolve, train_statement
 from .values import UNIT, CallArgs, Cell, LayerInstance, Poisoned, RuleValue, Scope, Slot, Tree, describe, walk_layers
 
 # ---- which signals are wanted -----------------------------------------------------------------------------------------
@@ -66,6 +66,7 @@ def param_at(inst: LayerInstance, path: tuple[str, ...]) -> Slot | None:
 @train_statement(A.Learn)
 def learn(el: TrainElaborator, s: A.Learn, scope: Scope) -> object:
     run = el.run
+    not_in_loops(el, s, "learn")
     run.learns += 1
     if run.measuring:
         return UNIT

@@ -21,6 +21,7 @@ from .expressions import attribute
 from .frame import Frame
 from .rule_statements import apply_optimizer, read_cell, scalar_loss
 from .rules import Own, RuleUse, evaluate_rule, initial_value
+from .train_settings import LoadedData
 from .values import (
     MISSING,
     UNIT,
@@ -165,6 +166,9 @@ class TrainElaborator(Elaborator):
 
 def namespace_cells(el: Elaborator, base: object, name: str, span: Span) -> object:
     """State behind a name, `model.c1.three_factor.m`, `conv.w` in a rule: its current value."""
+    if isinstance(base, LoadedData):
+        el.fail(span, "the whole data is not at hand while training", hint=f"`{name}` is the batch's part of it"
+                if name in base.dataset.fields else f"its fields are: {', '.join(base.dataset.fields)}")
     if isinstance(base, Namespace):
         v = base.scope.names.get(name)
         if isinstance(v, Cell):
@@ -279,9 +283,21 @@ def params_of(el: Elaborator, node: A.Expr, scope: Scope) -> list[Slot]:
 
 # ---- statements -------------------------------------------------------------------------------------------------------
 
+def not_in_loops(el: TrainElaborator, s: A.Stmt, word: str) -> None:
+    """One step is one update: what learns cannot stand in a loop."""
+    if el.frame.key_steps:
+        el.fail(s.span, f"`{word}` cannot stand in a loop", hint="a training step makes one update; `epochs` and the data repeat it")
+
+
+@train_statement(A.Phase)
+def phase(el: TrainElaborator, s: A.Phase, scope: Scope) -> object:
+    el.fail(s.name_span, "a phase cannot stand in another one, or in a branch")
+
+
 @train_statement(A.Minimize)
 def minimize(el: TrainElaborator, s: A.Minimize, scope: Scope) -> object:
     run = el.run
+    not_in_loops(el, s, "minimize")
     run.learns += 1
     if run.measuring and any(s is x for x in run.counted):                         # in a branch: evaluated before
         return UNIT
@@ -409,10 +425,10 @@ def accumulate(el: TrainElaborator, pairs, grads: dict[Cell, Value], k: int, spa
 def measure(el: TrainElaborator, s: A.Measure, scope: Scope) -> object:
     """Measures are evaluated when measuring only."""
     run = el.run
+    if el.frame.depth:
+        el.fail(s.span, "`measure` cannot stand in a branch or loop")
     if not run.measuring:
         return UNIT
-    if el.frame.depth:
-        el.fail(s.span, "`measure` cannot stand in a branch")
     v = el.tensor(s.value, scope)
     b = el.b(s.span)
     if not v.type.dtype.is_float or v.type.dtype is not f32:

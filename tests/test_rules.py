@@ -205,6 +205,64 @@ def test_local_loss_uses_signals_between():
     assert np.allclose(run["model.hidden.tap.m"], m0 - 0.5 * d.T @ u, atol=1e-5)
 
 
+def test_parameters_of_sub_layers():
+    layers = LAYERS + """
+layer Block(i, o) {
+  lin = Linear(i, o)
+  fn (x: f32[B, i]) -> f32[B, o] { let u = lin(x); relu(u) }
+}
+layer Two() {
+  a = Block(6, 5)
+  b = Linear(5, 3)
+  fn (x: f32[B, 6]) { b(a(x)) }
+}
+rule inner(lr) sees pre: f32[B, i], u: f32[B, o], lin.w: f32[i, o], lin.b {
+  lin.w += lr * (pre.T @ u) / B
+  learn lin.b by sgd(lr) given sum(u, dim = 0)
+}
+rule guess(lr) sees out: f32[B, n] given label: int[B] {
+  own m: f32[3, n] = 0.1
+  minimize cross_entropy(out @ m.T, label) wrt m using sgd(lr)
+}
+"""
+    head = "train t { model = Two(); data = dataset(\"toy\"); batch = 8\n"
+    run = Run(plan_of(head + "learn model.a by inner(0.1) }", layers=layers))
+    w = weights(run)
+    x, _ = run.batch(0)
+    u = x @ w["a.lin.w"] + w["a.lin.b"]
+    run.step()
+    assert np.allclose(run["model.a.lin.w"], w["a.lin.w"] + 0.1 * x.T @ u / 8, atol=1e-5)
+    assert np.allclose(run["model.a.lin.b"], w["a.lin.b"] - 0.1 * u.sum(0), atol=1e-5)
+    run = Run(plan_of(head + "learn model.a by guess(0.1) given y }", layers=layers))
+    run.step()
+    assert np.array_equal(run["model.a.lin.w"], w["a.lin.w"]) and np.abs(run["model.a.guess.m"] - 0.1).max() > 0
+    run = Run(plan_of(head + "learn model.a by pred(3, 0.1) given y }", layers=layers))
+    run.step()
+    assert np.abs(run["model.a.lin.w"] - w["a.lin.w"]).max() > 1e-3
+
+
+def test_a_layer_with_state_and_noise_learns_from_a_local_loss():
+    layers = LAYERS + """
+layer Noisy(i, o) {
+  bn = BatchNorm(i)
+  lin = Linear(i, o)
+  drop = Dropout(0.2)
+  fn (x: f32[B, i]) -> f32[B, o] { relu(lin(drop(bn(x)))) }
+}
+layer Two() {
+  a = Noisy(6, 5)
+  b = Linear(5, 3)
+  fn (x: f32[B, 6]) { b(a(x)) }
+}
+"""
+    run = Run(plan_of("train t { model = Two(); data = dataset(\"toy\"); batch = 8\n learn model.a by pred(3, 0.1) given y }", layers=layers))
+    before = weights(run)
+    run.step()
+    after = weights(run)
+    assert all(np.abs(after[k] - before[k]).max() > 1e-3 for k in ("a.lin.w", "a.lin.b", "a.bn.w"))
+    assert run["model.a.bn.running_mean"].any()
+
+
 # ---- mistakes ---------------------------------------------------------------------------------------------------------
 
 @pytest.mark.parametrize("body, message", [
@@ -222,6 +280,12 @@ def test_local_loss_uses_signals_between():
     ("learn model.hidden by hebb()", "needs argument `lr`"),
     ("let a = model(x)\n let b = model(x)\n learn model.hidden by hebb(0.1)", "called twice in a step"),
     ("learn model.hidden by sgd(0.1)", "sees `p`"),
+    ("learn model.hidden by hebb(0.1) given y", "is given nothing"),
+    ("learn model.hidden by written(classes = 2.5, lr = 0.1) given y", "`classes` is the number 2.5, so it cannot be a size"),
+    ("learn model.hidden.w by sgd(0.1) given x", "`..` is [6, 5], not [8, 6]"),
+    ("if step > 2 { let z = model(x)\n learn model.hidden by hebb(0.1) }", "called in one branch only"),
+    ("learn 3 by hebb(0.1)", "got the number 3"),
+    ("scan t in 0..3 { learn model.hidden by hebb(0.1) }", "`learn` cannot stand in a loop"),
 ])
 def test_errors(body, message):
     text = net_error(body)

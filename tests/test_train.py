@@ -374,6 +374,14 @@ GOOD = "minimize cross_entropy(model(x), y) using sgd(0.1)"
     ("epochs = 1\n epochs = 2\n" + GOOD, "set twice"),
     (GOOD + "\n measure accuracy(model(y), y)", "argument `x`"),
     ("phase a { epochs = 1 }\n" + "phase b { " + GOOD + "}", "learns nothing"),
+    ("phase a { " + GOOD + " }\n phase a { " + GOOD + " }", "two phases called `a`"),
+    ("phase a { phase b { " + GOOD + " } }", "a phase cannot stand in another"),
+    ("scan t in 0..3 { " + GOOD + " }", "`minimize` cannot stand in a loop"),
+    (GOOD + "\n if step > 2 { measure accuracy(model(x), y) }", "`measure` cannot stand in a branch"),
+    (GOOD.replace("(x)", "(data.x)"), "`x` is the batch's part of it"),
+    ("model.hidden.w = 3\n" + GOOD, "only learning rules change it"),
+    ("state h: f32[3] = 0\n h = model(x)\n" + GOOD, "`h` is f32[3], got f32[8, 3]"),
+    ("state h: Mlp = model\n h = 3\n" + GOOD, "`h` is a layer Mlp, got the number 3"),
     (GOOD + "\n until accurcy > 0.5\n measure accuracy(model(x), y)", "did you mean `accuracy`"),
 ])
 def test_errors(body, message):
