@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import re
+from bisect import bisect_right
 
 import numpy as np
 
@@ -25,8 +26,9 @@ class IrSyntaxError(ValueError):
 
 
 class _Tokens:
-    def __init__(self, text: str):
-        self.text, self.items, pos = text, [], 0
+    def __init__(self, text: str, file: str | None = None):
+        self.text, self.file, self.items, pos = text, file, [], 0
+        self.lines: list[int] = []                         # where each line starts, made when first needed
         end = len(text)
         while pos < end:
             m = _TOKEN.match(text, pos)
@@ -67,6 +69,18 @@ class _Tokens:
             self.fail(f"expected a {kind}, got {self.peek()!r}")
         return self.next()
 
+    def here(self) -> Loc | None:
+        """The next token's place in the text, when a file name was given."""
+        if self.file is None:
+            return None
+        if not self.lines:
+            self.lines = [0, *(i + 1 for i, c in enumerate(self.text) if c == "\n")]
+        pos = self.items[self.pos][2]
+        line = bisect_right(self.lines, pos)
+        col = pos - self.lines[line - 1] + 1
+        end = (self.lines[line] if line < len(self.lines) else len(self.text) + 1) - self.lines[line - 1]
+        return Loc(self.file, line, col, line, max(end, col + 1))
+
     def fail(self, message: str):
         raise IrSyntaxError(f"{_where(self.text, self.items[min(self.pos, len(self.items) - 1)][2])}: {message}")
 
@@ -80,9 +94,9 @@ def unquote(s: str) -> str:
     return re.sub(r"\\(.)", lambda m: {"n": "\n", "t": "\t", "r": "\r"}.get(m.group(1), m.group(1)), s[1:-1])
 
 
-def parse_module(text: str) -> Module:
-    """Raises IrSyntaxError. The result is not verified."""
-    t = _Tokens(text)
+def parse_module(text: str, file: str | None = None) -> Module:
+    """Raises IrSyntaxError. The result is not verified. With `file`, ops that carry no location get their place in this text."""
+    t = _Tokens(text, file)
     t.expect("module")
     m = Module()
     if t.accept("attributes"):
@@ -96,6 +110,7 @@ def parse_module(text: str) -> Module:
 
 
 def _func(t: _Tokens) -> Func:
+    place = t.here()
     t.expect("func")
     name = t.take("symbol")[1:]
     env: dict[str, Value] = {}
@@ -106,7 +121,7 @@ def _func(t: _Tokens) -> Func:
     t.expect("(")
     results = _types(t, ")")
     attrs = _dict(t) if t.accept("attributes") else {}
-    f = Func(name, result_types=results, attrs=attrs, loc=_loc(t))
+    f = Func(name, result_types=results, attrs=attrs, loc=_loc(t) or place)
     f.body = body
     t.expect("{")
     _ops(t, body, env)
@@ -129,7 +144,7 @@ def _hint(name: str) -> str | None:
 
 def _ops(t: _Tokens, block: Block, env: dict) -> None:
     while not t.accept("}"):
-        names = []
+        names, place = [], t.here()
         while t.kind() == "value":
             names.append(t.next())
             t.accept(",")
@@ -165,7 +180,7 @@ def _ops(t: _Tokens, block: Block, env: dict) -> None:
                 types.append(_type(t))
         else:
             types = []
-        op.loc = _loc(t)
+        op.loc = _loc(t) or place
         if len(types) != len(names):
             t.fail(f"{op.name} has {len(types)} types for {len(names)} results")
         for n, ty in zip(names, types):

@@ -31,7 +31,11 @@ def read_ir(path: str):
             text = f.read()
     try:
         module = parse_module(text)
-        verify(module, "reading the file")
+        try:
+            verify(module, "reading the file")
+        except VerificationError:
+            verify(parse_module(text, path), "reading the file")       # again, with places in this file
+            raise
     except (IrSyntaxError, VerificationError, UnicodeDecodeError) as e:
         raise UserError(f"{path}: {e}") from None
     return module
