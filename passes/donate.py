@@ -21,7 +21,7 @@ def infer_donations(module: Module) -> None:
             pairs = _agreed(f, called)
             if pairs:
                 f.attrs["donate"] = pairs
-        _collect(f.body, {a: r for a, r in f.attrs.get("donate", [])}, sites)
+        _collect(f.body, {f.args[a]: r for a, r in f.attrs.get("donate", [])}, sites)
 
 
 class _Site:
@@ -40,8 +40,8 @@ def _agreed(f: Func, sites: list[_Site]) -> list[list[int]]:
     return [[a, r] for a, r in found.items()]
 
 
-def _collect(block: Block, takes: dict[int, int], sites: dict[str, list[_Site]]) -> None:
-    """Calls in the block and its regions. `takes`: block argument index -> terminator operand that is stored in its memory."""
+def _collect(block: Block, homes: dict[Value, int], sites: dict[str, list[_Site]]) -> None:
+    """Calls in the block and its regions. `homes`: values in whose memory the terminator's operand of that number is stored."""
     last: dict[Value, int] = {}
     rep: dict[Value, Value] = {}
     for pos, op in enumerate(block.ops):
@@ -50,7 +50,6 @@ def _collect(block: Block, takes: dict[int, int], sites: dict[str, list[_Site]])
             last[rep.get(v, v)] = pos
         if op.name in MOVES:
             rep[op.result] = rep.get(op.operands[0], op.operands[0])
-    homes = {block.args[a]: r for a, r in takes.items()}
     made = {r for op in block.ops for r in op.results}
     returned = block.terminator.operands
     for pos, op in enumerate(block.ops):
@@ -65,10 +64,12 @@ def _collect(block: Block, takes: dict[int, int], sites: dict[str, list[_Site]])
                     dying.add(i)
             sites.setdefault(op.attrs["callee"], []).append(_Site(op, swaps, dying))
         elif op.name == "scf.scan":
-            _collect(op.regions[0], {1 + i: i for i in range(op.attrs["n_carry"])}, sites)
+            region = op.regions[0]
+            _collect(region, {region.args[1 + i]: i for i in range(op.attrs["n_carry"])}, sites)
         elif op.name == "scf.while":
             _collect(op.regions[0], {}, sites)
-            _collect(op.regions[1], {i: i for i in range(len(op.operands))}, sites)
-        else:
-            for r in op.regions:
-                _collect(r, {}, sites)
+            _collect(op.regions[1], {a: i for i, a in enumerate(op.regions[1].args)}, sites)
+        elif op.name == "scf.if":                      # a donated value whose place a result of the `if` takes
+            inner = {v: k for v, r in homes.items() for k, x in enumerate(op.results) if returned[r] is x and last.get(v) == pos}
+            for region in op.regions:
+                _collect(region, inner, sites)

@@ -3,6 +3,7 @@ that the body reads and overwrites (in place where that is safe, else through a 
 from __future__ import annotations
 
 from ..compiler.ir.core import Block, Op, Value
+from ..compiler.ir.dims import product
 from ..compiler.ir.types import TensorType, bool_, i64
 from .lower_buffers import Host, Place, Splat, Storage
 from .lower_kernel import I64
@@ -78,15 +79,44 @@ def while_(body, op: Op, pos: int) -> None:
 
 
 def if_(body, op: Op, pos: int) -> None:
-    places = [body.destination(r, pos, op.loc) for r in op.results]
+    """A result that takes the place of a value (one branch hands it through) stays in that value's memory: an update that is only
+    made sometimes copies nothing."""
+    places, takes = [], {}
+    for i, result in enumerate(op.results):
+        place, through = None, list(dict.fromkeys(r.terminator.operands[i] for r in op.regions))
+        made = {r: v for r in body.wanted.get(result, ()) for v in through if body.placed[r] and body.env.get(v) == body.as_type(body.results[r], v.type)}
+        if made:                                       # the value to hand through lies where the result belongs
+            takes[i] = next(iter(made.values()))
+            places.append(body.env[takes[i]])
+            continue
+        for v in through:
+            if v not in takes.values() and v not in op.operands and body.dies(v, pos) and v.type == result.type:
+                place = _taken(body, v, result)
+                if place is not None:
+                    takes[i] = v
+                    break
+        places.append(place or body.destination(result, pos, op.loc))
     body.env.update(zip(op.results, places))
     cond = body.scalar(op.operands[0], op.loc)
     blocks = []
     for region in op.regions:
         host = Host(Block(), body.host)
-        _inner(body, host, region, {}, places, {})
+        _inner(body, host, region, {}, places, takes)
         blocks.append(_end(host, (), op.loc))
     body.host.op("loop.if", [cond], None, blocks, op.loc)
+
+
+def _taken(body, v: Value, result: Value) -> Storage | None:
+    """v's memory for `result`: v is donated for the result that this one becomes, or a temporary of this block."""
+    for r in body.wanted.get(result, ()):
+        if not body.placed[r] and body.donated.get(r) is v:
+            body.placed[r] = True
+            return body.as_type(body.results[r], result.type)
+    place = body.env.get(v)
+    if result not in body.wanted and isinstance(place, Storage) and place.buffer in body.owned and place.contiguous and place.offset == 0 \
+            and product(place.shape) == place.buffer.type.numel and v not in body.rep:
+        return place
+    return None
 
 
 def call(body, op: Op, pos: int) -> None:

@@ -320,3 +320,32 @@ def test_a_caller_that_reads_later_forbids_donation():
     text = UPDATE.replace("func.return(%a, %b, %c, %d)", "%e = tensor.add(%a, %p) : f32[4]\n  func.return(%e, %b, %c, %d)")
     m = check(function(text))
     assert m.funcs["update"].attrs["donate"] == [[1, 1]]
+
+
+SOMETIMES = """
+func @update(%p: f32[4], %g: f32[4]) -> (f32[4]) {
+  %q = tensor.sub(%p, %g) : f32[4]
+  %r = tensor.exp(%q) : f32[4]
+  func.return(%r)
+}
+func @f(%p: f32[4], %g: f32[4], %acc: f32[4], %n: i64[]) -> (f32[4], f32[4]) attributes {donate = [[0, 0], [2, 1]]} {
+  %a = tensor.add(%acc, %g) : f32[4]
+  %1 = tensor.constant() {value = 1, type = i64[]} : i64[]
+  %c = tensor.compare(%n, %1) {predicate = "gt"} : bool[]
+  %q, %b = scf.if(%c) ({^():
+    %u = func.call(%p, %a) {callee = "update", result_types = [f32[4]]} : f32[4]
+    %z = tensor.constant() {value = 0.0, type = f32[4]} : f32[4]
+    scf.yield(%u, %z)
+  }, {^(): scf.yield(%p, %a)}) : f32[4], f32[4]
+  func.return(%q, %b)
+}
+"""
+
+
+def test_an_update_made_sometimes_copies_nothing():
+    for n in (0, 3):
+        m = function(SOMETIMES)
+        args = [*inputs(m)[:3], np.array(n)]
+        lowered = check(m, args=args)
+    assert lowered.funcs["update"].attrs["donate"] == [[0, 0]]
+    assert not any(op.name == "loop.copy" for op in lowered.walk())
