@@ -263,6 +263,82 @@ layer Two() {
     assert run["model.a.bn.running_mean"].any()
 
 
+def test_a_reward_from_the_models_output_is_broadcast():
+    layers = LAYERS + """
+layer Shaky(i, o) {
+  param w: f32[i, o] = kaiming_uniform(i)
+  fn (x: f32[B, i]) -> f32[B, o] { let noise = 0.1 * normal(0, 1, size = [B, o]); tanh(x @ w + noise) }
+}
+layer Two() {
+  a = Shaky(6, 5)
+  b = Shaky(5, 3)
+  fn (x: f32[B, 6]) { b(a(x)) }
+}
+"""
+    run = Run(plan_of("""train t { model = Two(); data = dataset("toy"); batch = 8
+      let z = model(x)
+      let reward = -cross_entropy(z, y, reduction = "none")
+      learn model.a by node_perturbation(0.01, 0.1) given reward = reward, baseline = zeros(batch)
+      learn model.b by reward_hebb(0.1) given reward }""", layers=layers))
+    before = weights(run)
+    run.step()
+    assert all(not np.array_equal(before[k], w) for k, w in weights(run).items())
+    report = driver.lower(run.plan.module, "definition").attrs["locality"]
+    assert [r["verdict"] for r in report if r["parameter"].endswith(".w")] == ["local", "local"]
+    assert any("from the model's output" in t for r in report for t in r["broadcast"])
+
+
+def test_signals_of_calls_in_a_scan_are_stacked():
+    layers = LAYERS + """
+layer Lif(i, n) {
+  param w: f32[i, n] = kaiming_uniform(i)
+  cache v: f32[B, n] = 0
+  fn (x: f32[B, i]) -> f32[B, n] {
+    let u = 0.9 * v + x @ w
+    let s = f32(u > 0.5)
+    v = u - s * 0.5
+    s
+  }
+}
+layer Seq(i, n) {
+  cell = Lif(i, n)
+  fn (x: f32[B, i]) { scan t in 0..4 { let s = cell(x); yield s } }
+}
+rule correlate(lr) sees pre: f32[T, B, i], out: f32[T, B, o], w: f32[i, o] { w += lr * sum(transpose(pre, 1, 2) @ out, dim = 0) }
+"""
+    run = Run(plan_of("""train t { model = Seq(6, 5); data = dataset("toy"); batch = 8
+      learn model.cell by correlate(0.1)
+      measure rate = mean(model(x)) }""", layers=layers))
+    assert [(s.path, s.kind) for s in run.plan.slots][-1] == ("model.cell.v", "cache")
+    w, (x, _) = run["model.cell.w"], run.batch(0)
+    v, total, spikes = 0, 0, 0
+    for _ in range(4):
+        u = 0.9 * v + x @ w
+        s = (u > 0.5).astype(np.float32)
+        v, total, spikes = u - s * 0.5, total + x.T @ s, spikes + s[:5].mean()
+    rate = run.measure(5)["rate"]
+    run.step()
+    assert np.allclose(run["model.cell.w"], w + 0.1 * total, atol=1e-5)
+    assert np.allclose(run["model.cell.v"], v, atol=1e-5)
+    assert rate == pytest.approx(spikes / 4)
+
+
+@pytest.mark.parametrize("body", [
+    "clip_norm = 0.1\n accumulate = 2\n minimize cross_entropy(model(x), y) using sgd(cosine(step, steps, 0.1), momentum = 0.9)",
+    "learn model.hidden by three_factor(3, lr = 0.1) given y\n learn model.out by pred(3, 0.1) given y",
+])
+def test_compiled_steps_agree_with_the_interpreter(body):
+    pytest.importorskip("llvmlite")
+    a = Run(net(body))
+    b = Run(a.plan)
+    b.program = driver.build(a.plan.module, "cpu", threads=2)
+    b.slots = [b.program.to_device(np.array(s)) for s in a.slots]
+    for _ in range(4):
+        assert a.step() == pytest.approx(b.step(batch=[np.ascontiguousarray(f) for f in b.batch(b.count)]), rel=1e-5)
+    for s, x, y in zip(a.plan.slots, a.slots, b.slots):
+        assert np.allclose(x, b.program.to_host(y), atol=1e-5), s.path
+
+
 # ---- mistakes ---------------------------------------------------------------------------------------------------------
 
 @pytest.mark.parametrize("body, message", [
