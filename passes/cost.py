@@ -7,7 +7,7 @@ from __future__ import annotations
 from ..compiler.ir.core import Op
 
 ROW_BUFFER_BYTES = 16 * 1024        # a row intermediate is kept rather than computed again up to this size
-EXPENSIVE = 4                       # an op from this cost on is not computed twice
+EXPENSIVE = 4                       # a row's value from this cost on is kept rather than computed again
 
 COSTS = {
     "div": 4, "sqrt": 4, "rsqrt": 8, "floordiv": 6, "mod": 8, "fmod": 8, "exp": 10, "exp2": 10, "expm1": 14, "log": 12, "log2": 12,
@@ -25,10 +25,6 @@ def cost(op: Op) -> int:
     if short in ("floordiv", "mod", "fmod", "pow") and op.results[0].type.dtype.is_int:
         return 20
     return COSTS.get(short, 1)
-
-
-def expensive(op: Op) -> bool:
-    return cost(op) >= EXPENSIVE
 
 
 # ---- fusion ----

@@ -14,7 +14,7 @@ from ..compiler.ir.core import Loc, Op, Value
 from ..compiler.ir.dims import product
 from ..compiler.ir.types import BufferType, TensorType
 from .collapse import collapse
-from .cost import ROW_BUFFER_BYTES, expensive
+from .cost import EXPENSIVE, ROW_BUFFER_BYTES, cost
 from .lower_buffers import Host, Storage, reshape_strides
 from .lower_elemental import SUMS, Elements, Index, Leaf, accumulator, reducer
 from .lower_kernel import Kernel
@@ -156,7 +156,8 @@ def _fill_row_buffer(g: Elements, v: Value, at, cols) -> None:
 
 
 def row_buffers(group: Group, full) -> list[Value]:
-    """Expensive values of the whole domain that several passes over a row need, in order: each is kept in a private buffer."""
+    """Values of the whole domain that several passes over a row need and that cost more to make than to keep, in order. Of a
+    chain only the last is kept: where its users part, or where what comes next is needed in fewer passes."""
     size, width = product(group.domain), product(group.domain[group.rows:])
     passes: list[list[Value]] = [[op.operands[0]] for op in group.ops if op.name in SUMS]
     passes.append([v for v, _ in full])
@@ -172,8 +173,24 @@ def row_buffers(group: Group, full) -> list[Value]:
             seen.add(v)
             counts[v] = counts.get(v, 0) + 1
             todo.extend(op.operands)
-    return [r for op in group.ops if expensive(op) for r in op.results
-            if counts.get(r, 0) > 1 and width * r.type.dtype.bytes <= ROW_BUFFER_BYTES and r.type.shape == tuple(group.domain)]
+    users: dict[Value, list[Op]] = {}
+    for op in group.ops:
+        for v in dict.fromkeys(op.operands):
+            users.setdefault(v, []).append(op)
+    stored = {v for v, _ in full}
+    kept: list[Value] = []
+    effort: dict[Value, int] = {}
+    for op in group.ops:
+        for v in op.results:
+            if v not in counts:
+                continue
+            effort[v] = cost(op) + sum(effort.get(x, 0) for x in dict.fromkeys(op.operands))
+            follow = users.get(v, [])
+            last = v in stored or len(follow) != 1 or counts.get(follow[0].results[0], 0) != counts[v]
+            if last and counts[v] > 1 and effort[v] >= EXPENSIVE and width * v.type.dtype.bytes <= ROW_BUFFER_BYTES and v.type.shape == tuple(group.domain):
+                kept.append(v)
+                effort[v] = 0
+    return kept
 
 
 # ---- split reductions --------------------------------------------------------------------------------------------------
