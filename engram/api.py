@@ -5,7 +5,7 @@ Each combination of argument types and compile-time values is compiled once and 
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -128,7 +128,7 @@ class Function:
         if key not in self._cache:
             self._cache[key] = self._compile(types, along)
         program, e = self._cache[key]
-        results = program.call(e.entry, entry_arguments(e, arrays, key=self.owner._key()))
+        results = program.call(e.entry, entry_arguments(e, arrays, key=self.owner._key))
         value = e.pack([np.asarray(program.to_host(r)) for r in results])
         return self._selected(value, types) if self.kind == "vjp" else value
 
@@ -187,10 +187,10 @@ class Function:
         return driver.build(e.module, self.owner._backend, threads=self.owner._threads), e
 
 
-def entry_arguments(e, arrays: list, slots: dict | None = None, key: np.ndarray | None = None) -> list:
+def entry_arguments(e, arrays: list, slots: dict | None = None, key: Callable[[], np.ndarray] | None = None) -> list:
     """What an entry function is called with: the slots' values by path, the caller's arrays in order, a key where one is drawn from."""
     it = iter(arrays)
-    return [(np.array(0, np.uint64) if key is None else key) if a.kind == "key" else next(it) if a.kind == "arg" else slots[a.name]
+    return [(np.array(0, np.uint64) if key is None else key()) if a.kind == "key" else next(it) if a.kind == "arg" else slots[a.name]
             for a in e.args]
 
 

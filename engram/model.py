@@ -171,7 +171,7 @@ class Model:
             e = elaborate_call(self._instance, kwargs=types)
             self._forwards[key] = (driver.build(e.module, self._backend, threads=self._threads), e)
         program, e = self._forwards[key]
-        results = program.call(e.entry, entry_arguments(e, arrays, self._for_call(program, e), self._key()))
+        results = program.call(e.entry, entry_arguments(e, arrays, self._for_call(program, e), self._key))
         out = []
         for info, r in zip(e.results, results):
             if info.kind == "result":

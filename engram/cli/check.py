@@ -84,7 +84,9 @@ def locality_rows(plan, train: str) -> list[dict]:
             reads = [tuple(r.partition(":")[::2]) for r in roles]
             for w in op.attrs["writes"]:
                 kind, path = reads[w]
-                row = {"train": train, "layer": layer, "parameter": _full(layer, path, kind, op.attrs["rule_name"]), "rule": op.attrs["rule_name"],
+                if kind != "param":                          # the rule's own state has the same update: no news
+                    continue
+                row = {"train": train, "layer": layer, "parameter": path if path.startswith(layer) else f"{layer}.{path}", "rule": op.attrs["rule_name"],
                        "reads": [n for k, n in reads if k in ("signal", "param", "own")],
                        "broadcast": [n for k, n in reads if k == "given"],
                        "verdict": "declared non-local" if op.attrs.get("nonlocal") else "local"}
@@ -96,20 +98,24 @@ def locality_rows(plan, train: str) -> list[dict]:
 
 def _take_proof(rows: list[dict], proof: list[dict]) -> None:
     """What the plasticity pass found out says more than the update's declaration: where broadcast values come from."""
-    for p in proof:                                          # one per parameter; the rule's own state has the same update
+    for p in proof:                                          # one per parameter, all of an update alike
         for row in rows:
             if row["layer"] == p["layer"] and row["rule"] == p["rule"]:
                 row |= {k: p[k] for k in ("reads", "broadcast", "verdict")}
 
 
-def _full(layer: str, path: str, kind: str, rule: str) -> str:
-    return path if path.startswith(layer) else f"{layer}.{rule}.{path}" if kind == "own" else f"{layer}.{path}"
+def _short(row: dict) -> str:
+    """What is read; a rule's own state as one item where there is much of it."""
+    own = [n for n in row["reads"] if n.startswith(f"{row['rule']}.")]
+    if len(own) <= 2:
+        return " ".join(row["reads"])
+    return " ".join([*(n for n in row["reads"] if n not in own), f"{row['rule']}.* ({len(own)})"])
 
 
 def locality_table(rows: list[dict]) -> str:
     """The rows as aligned text."""
     head = ["parameter", "rule", "reads", "broadcast", "verdict"]
-    table = [head] + [[r["parameter"], r["rule"], " ".join(r["reads"]), " ".join(r["broadcast"]) or "-", r["verdict"]] for r in rows]
+    table = [head] + [[r["parameter"], r["rule"], _short(r), "; ".join(r["broadcast"]) or "-", r["verdict"]] for r in rows]
     widths = [max(len(row[k]) for row in table) for k in range(len(head))]
     return "\n".join("  ".join(cell.ljust(w) for cell, w in zip(row, widths)).rstrip() for row in table)
 
