@@ -13,7 +13,7 @@ from ..compiler.ir.opdef import TypeMismatch
 from . import ast as A
 from .elaborator import Elaborator, no_value
 from .frame import Frame
-from .signature import Signature, as_size
+from .signature import Signature, Unknown, as_size
 from .tensors import as_tensor, cast, is_weak, to_float
 from .trees import flatten, statics, unflatten
 from .values import (
@@ -127,6 +127,7 @@ def bind_signature(el: Elaborator, fn: FnValue, ca: CallArgs, span: Span) -> tup
     what = fn_text(fn)
     scope = Scope(fn.scope)
     sig = Signature(el, scope)
+    sig.owner = fn.owner
     bound = bind_params(el, what, decl.params, ca, span, decl.name_span if isinstance(decl, A.FnDef) else decl.span)
     for p, v, _ in bound:
         if v is not MISSING and p.type is None:
@@ -304,6 +305,10 @@ class BuiltinContext:
         if v is None:
             return list(range(rank))
         items = v if isinstance(v, list | tuple) else [v]
+        if rank == 0:                                          # a scalar counts as one element along dim 0, as in PyTorch
+            for d in items:
+                self.dim(d, 1, arg)
+            return []
         out = [self.dim(d, rank, arg) for d in items]
         if len(set(out)) != len(out):
             self.fail(f"`{arg}` names a dimension twice", arg)
@@ -323,6 +328,14 @@ def call_builtin(el: Elaborator, f: Builtin, ca: CallArgs, span: Span) -> object
         args = list(ca.pos)
         spans = {str(i): s for i, s in enumerate(ca.spans)}
         kwargs = dict(ca.kw)
+        for name in kwargs:
+            if name not in f.named:
+                near = did_you_mean(name, f.named)
+                el.fail(ca.kw_spans[name], f"`{f.name}` has no parameter `{name}`",
+                        hint=f"did you mean `{near}`?" if near else f"its named parameters are: {', '.join(f.named)}" if f.named else None)
+        spans.update(ca.kw_spans)
+        if len(args) < len(params):
+            el.fail(span, f"`{f.name}` needs argument `{params[len(args)]}`")
     else:
         if len(ca.pos) > len(params):
             el.fail(ca.spans[len(params)], f"`{f.name}` takes {_count(len(params), 'argument')}, got {len(ca.pos) + len(ca.kw)}",
@@ -530,7 +543,12 @@ def run_body(el: Elaborator, fn: FnValue, scope: Scope, sig: Signature, expected
     frame = el.frame
     if frame is not None:
         frame.expected = expected
-    value = el.run_block(decl.body.stmts, scope, watch)
+    hint = el.result_hint
+    el.result_hint = declared_shape(decl, sig)
+    try:
+        value = el.run_block(decl.body.stmts, scope, watch)
+    finally:
+        el.result_hint = hint
     if frame is not None:
         frame.expected = None
     if decl.result is not None:
@@ -546,6 +564,17 @@ def run_body(el: Elaborator, fn: FnValue, scope: Scope, sig: Signature, expected
         from .layers import write_signal
         write_signal(el, watch, "out", value[0] if isinstance(value, tuple) else value, decl.span)
     return value
+
+
+def declared_shape(decl: A.FnDef | A.Lambda, sig: Signature) -> tuple | None:
+    """The last expression of a body that is index notation, and the shape that the result's type declares."""
+    last = decl.body.value
+    if not isinstance(last, A.Call) or not isinstance(last.func, A.Index) or not isinstance(decl.result, A.TensorType):
+        return None
+    try:
+        return last, sig.shape(decl.result.dims or [])
+    except Unknown:
+        return None
 
 
 def _is_any(t: A.Type) -> bool:

@@ -10,6 +10,7 @@ from ..compiler.ir import Block, Dim, TensorType, Value, bool_, i64
 from ..compiler.ir.opdef import TypeMismatch
 from . import ast as A
 from .elaborator import Elaborator, expression, no_value, statement
+from .notation import choose
 from .statements import bind_pattern
 from .tensors import as_tensor, broadcast_shapes, common_dtype, is_weak, promote, weak_dtype
 from .trees import flatten, unflatten
@@ -56,6 +57,10 @@ def condition(el: Elaborator, node: A.Expr, scope: Scope) -> object:
 
 @expression(A.If)
 def if_(el: Elaborator, node: A.If, scope: Scope) -> object:
+    if el.notation:
+        c = el.value(node.cond, scope)
+        if isinstance(c, Value) and c.type.dtype.is_bool and c.type.rank:
+            return choose(el, node, c, scope)
     c = condition(el, node.cond, scope)
     if isinstance(c, bool):
         chosen = node.then if c else node.orelse

@@ -57,6 +57,9 @@ class Elaborator:
         self.frame: Frame | None = None
         self.active: list[tuple[object, str, Span]] = []      # functions and layers being elaborated, for recursion
         self.cell_types: dict[Cell, TensorType] = {}          # caches whose dims a call has fixed
+        self.notation: list = []                              # brackets of index notation around the current point
+        self.result_hint: tuple | None = None                 # (index notation that is a function's result, its declared shape)
+        self.guarded_branches = 0                             # `if`s on elements around the current point, in index notation
         self.attribute_hook: Callable | None = None           # (el, value, name, span) -> value | MISSING: more attributes
 
     # ---- errors ----

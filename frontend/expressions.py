@@ -11,6 +11,7 @@ from ..compiler.ir.opdef import TypeMismatch
 from . import ast as A
 from .calls import call, evaluate_args
 from .elaborator import Elaborator, expression
+from .notation import IndexVar, is_notation, notation
 from .tensors import binary, broadcast_shapes, common_dtype, is_weak, promote, together
 from .values import (
     MISSING,
@@ -64,6 +65,8 @@ def name(el: Elaborator, node: A.Name, scope: Scope) -> object:
         raise Poisoned
     if v is TRAINING:
         return el.training
+    if isinstance(v, IndexVar):
+        return v.read(el, node.span)
     return v
 
 
@@ -142,6 +145,8 @@ def range_(el: Elaborator, node: A.Range, scope: Scope) -> object:
 
 @expression(A.Call)
 def call_(el: Elaborator, node: A.Call, scope: Scope) -> object:
+    if isinstance(node.func, A.Index) and is_notation(node.func, scope):
+        return notation(el, node, scope)
     f = el.value(node.func, scope)
     ca = evaluate_args(el, node.args, scope)
     return call(el, f, ca, node.span)

@@ -11,6 +11,7 @@ from ..compiler.ir.dims import product
 from ..compiler.ir.opdef import TypeMismatch
 from . import ast as A
 from .elaborator import Elaborator, expression
+from .notation import access, is_notation
 from .values import UNIT, Cell, Opaque, Quotient, RangeValue, Scope, Tree, Undecidable, describe, type_text
 
 INDEX = TensorType(i64)
@@ -28,9 +29,8 @@ class Part:
 
 @expression(A.Index)
 def index(el: Elaborator, node: A.Index, scope: Scope) -> object:
-    from .notation import is_notation, notation
     if is_notation(node, scope):
-        return notation(el, node, scope)
+        el.fail(node.span, "index notation needs its expression in parentheses", hint=f"`{node.value.id}[i, j](..)`")
     base = el.value(node.value, scope)
     if isinstance(base, list | tuple):
         return list_item(el, node, base, scope)
@@ -38,6 +38,8 @@ def index(el: Elaborator, node: A.Index, scope: Scope) -> object:
         el.fail(node.span, "strings have no parts here")
     if not isinstance(base, Value):
         el.fail(node.value.span, f"{describe(base)} has no parts")
+    if el.notation:
+        return access(el, node, base, scope)
     return read_parts(el, node, base, scope)
 
 
@@ -126,6 +128,8 @@ def item_part(el: Elaborator, s: A.Expr, v: object, t: TensorType, d: int) -> Pa
             v = n + v
         return Part("one", s.span, v)
     if isinstance(v, Dim):
+        if not v + 1 <= n:
+            el.fail(s.span, f"index {v} is out of range for dimension {d} of {type_text(t)}")
         return Part("one", s.span, v)
     if isinstance(v, Opaque):
         raise Undecidable

@@ -43,6 +43,7 @@ class Signature:
 
     def __init__(self, el, scope: Scope):
         self.el, self.scope = el, scope
+        self.owner: LayerInstance | None = None              # the layer whose method's signature this is, for messages
         self.dims: dict[str, int | Dim] = {}
         self.packs: dict[str | None, tuple] = {}
         self.dtypes: dict[str, DType] = {}
@@ -332,6 +333,7 @@ class Signature:
     def wrong_size(self, t, d: A.Expr, n, i: int, actual: TensorType, span: Span, who: str) -> None:
         names = [x.id for x in A.walk(d) if isinstance(x, A.Name)]
         notes: list[tuple[Span | None, str]] = []
+        hint = None
         try:
             want = str(self.size(d))
         except Unknown:
@@ -339,7 +341,12 @@ class Signature:
         for name in names:
             if name in self.origins:
                 text, where = self.origins[name]
-                notes.append((where if where != span else None, f"`{name}` is {self.dims[name]} from {text}"))
+                what = f"is {self.dims[name]} from" if str(self.dims[name]) != name else "is a dimension of"
+                notes.append((where if where != span else None, f"`{name}` {what} {text}"))
+            elif self.owner is not None and name in self.owner.args and not self.owner.span.file.startswith("std/"):
+                from .expressions import layer_fix_text
+                hint = layer_fix_text(self.owner, name, n, None) if isinstance(d, A.Name) else None
+                notes.append((self.owner.span, f"`{self.owner.label or self.owner.cls.name}` is made here with {name} = {as_size(self.owner.args[name])}"))
             else:
                 where = self.scope.span_of(name)
                 v = self.scope.lookup(name)
@@ -347,7 +354,7 @@ class Signature:
                     notes.append((where, f"`{name}` is {as_size(v)}"))
         if not names or len(names) == 1 and notes == []:
             notes.append((t.span, "declared here"))
-        self.el.fail(span, f"{who} is {type_text(actual)}, expected {self.text(t)}: dimension {i} is {n}, not {want}", notes=notes)
+        self.el.fail(span, f"{who} is {type_text(actual)}, expected {self.text(t)}: dimension {i} is {n}, not {want}", notes=notes, hint=hint)
 
     # ---- for people, and for generic checks ----
     def text(self, t: A.TensorType) -> str:
