@@ -30,7 +30,8 @@ def activation(name, doc, fn, ulp=8, attrs=None, samples=None, **kw):
        samples=samples or [S(("f32[3,5]", -4, 4))], example=f"%y = nn.{name}(%x) : f32[3,5]", **kw)
 
 
-activation("relu", "max(x, 0); its derivative at 0 is 0.", lambda b, x, a: b.select(b.compare("gt", x, 0.0), x, b.select(b.compare("ne", x, x), x, 0.0)), 0)
+activation("relu", "max(x, 0); its derivative at 0 is 0. NaN stays NaN and lets its gradient through.", lambda b, x, a: b.max(x, 0.0), 0,
+           grad=lambda b, op, dys: [b.select(b.compare("le", op.results[0], 0.0), 0.0, dys[0])])
 activation("sigmoid", "1 / (1 + exp(-x)).", lambda b, x, a: b.div(b.like(1.0, x), b.add(b.exp(b.neg(x)), 1.0)))
 activation("silu", "x * sigmoid(x).", lambda b, x, a: b.div(x, b.add(b.exp(b.neg(x)), 1.0)))
 activation("softplus", "log(1 + exp(x)), without overflow.",
