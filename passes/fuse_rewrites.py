@@ -32,8 +32,8 @@ def rewrite_block(block: Block) -> None:
             return _transposed_convolution(op, out, once)
         return None
 
-    if rewrite(block, step):
-        remove_unused(block)
+    rewrite(block, step)
+    remove_unused(block)
 
 
 def remove_unused(block: Block) -> None:

@@ -101,13 +101,16 @@ class Body:
                 v = v.owner.operands[0]
             if v in local and isinstance(v.owner, Op):
                 self.wanted.setdefault(v, []).append(r)
+        through: set[Value] = set()
         for pos in reversed(range(len(self.block.ops))):       # what an `if` hands through may already be made where its result goes
             op = self.block.ops[pos]
             if op.name == "scf.if":
                 for i, result in enumerate(op.results):
                     for v in dict.fromkeys(r.terminator.operands[i] for r in op.regions):
-                        if v in local and isinstance(v.owner, Op) and v.owner.name not in MOVES and self.last.get(v) == pos:
-                            self.wanted.setdefault(v, []).extend(self.wanted.get(result, ()))
+                        if v in local and isinstance(v.owner, Op) and v.owner.name not in MOVES and self.last.get(v) == pos \
+                                and v not in through and self.wanted.get(result):
+                            through.add(v)
+                            self.wanted.setdefault(v, []).append(self.wanted[result][0])
 
     def run(self) -> None:
         from .lower_control import CONTROL

@@ -1,7 +1,8 @@
-"""Generated data flow: random graphs of base ops, fused and lowered, against the interpreter. Donated arguments included."""
+"""Generated data flow: random graphs of base ops, calls, loops and ifs, fused and lowered, against the interpreter. Donated
+arguments included."""
 import numpy as np
 import pytest
-from engram.compiler.ir import Func, Module, TensorType, bool_, f32, i64
+from engram.compiler.ir import Block, Func, Module, TensorType, bool_, f32, i64
 from engram.compiler.ir.builder import Builder
 from engram.compiler.ir.verifier import verify
 from lowering_cases import check
@@ -20,6 +21,9 @@ class Generator:
         self.func = Func("f", self.types)
         self.b = Builder(self.func.body)
         self.pool = list(self.func.args)
+        self.made = []                                 # values of the block being filled
+        self.depth = 0
+        self.others: list[Func] = []
 
     def pick(self, test=lambda v: True):
         found = [v for v in self.pool if test(v)]
@@ -27,6 +31,92 @@ class Generator:
 
     def floats(self):
         return self.pick(lambda v: v.type.dtype is f32)
+
+    # ---- control flow ----
+    def inside(self, types, steps, pool=None):
+        """A block with arguments of `types`, filled at random; returns it and the values made in it."""
+        saved = self.b, self.pool, self.made
+        block = Block(types)
+        self.b, self.pool, self.made = Builder(block), (list(self.pool) if pool is None else pool) + list(block.args), list(block.args)
+        self.depth += 1
+        self.fill(steps)
+        self.depth -= 1
+        made = self.made
+        self.b, self.pool, self.made = saved
+        return block, made
+
+    def value_of(self, block, made, t):
+        """A value of type t to yield: made in the block if there is one."""
+        b = Builder(block)
+        found = [v for v in made if v.type == t] + [v for v in self.pool if v.type == t][:1]
+        return found[self.rng.integers(len(found))] if found else b.zeros(t)
+
+    def some(self, n):
+        return [v for v in (self.floats() for _ in range(n))]
+
+    def scan(self):
+        carries, length = self.some(int(self.rng.integers(1, 3))), int(self.rng.integers(0, 4))
+        xs = [v for v in self.pool if v.type.dtype is f32 and v.type.rank and v.type.shape[0] == length][:1]
+        types = [TensorType(i64), *(v.type for v in carries), *(v.type.with_shape(v.type.shape[1:]) for v in xs)]
+        block, made = self.inside(types, int(self.rng.integers(1, 6)))
+        floats = [v for v in made if v.type.dtype is f32]
+        b = Builder(block)
+        out = [b.tanh(v) if self.rng.integers(2) else v for v in (self.value_of(block, made, c.type) for c in carries)]
+        ys = [floats[self.rng.integers(len(floats))]] if self.rng.integers(2) else []
+        b.op("scf.yield", [*out, *ys])
+        return self.b.op("scf.scan", [*carries, *xs], {"length": length, "n_carry": len(carries), "reverse": bool(self.rng.integers(2))}, [block]).results
+
+    def if_(self):
+        x = self.floats()
+        cond = self.b.compare("gt", self.b.reduce("sum", x, range(x.type.rank)), 0.1)
+        likes = self.some(int(self.rng.integers(1, 3)))
+        blocks = []
+        for _ in range(2):
+            block, made = self.inside([], int(self.rng.integers(0, 4)))
+            out = [self.value_of(block, made, v.type) if self.rng.integers(2) else v for v in likes]
+            Builder(block).op("scf.yield", out)
+            blocks.append(block)
+        return self.b.op("scf.if", [cond], {}, blocks).results
+
+    def while_(self):
+        carries = self.some(int(self.rng.integers(1, 3)))
+        start = self.b.constant(0, TensorType(i64))
+        types = [TensorType(i64), *(v.type for v in carries)]
+        cond = Block(types)
+        Builder(cond).op("scf.yield", [Builder(cond).compare("lt", cond.args[0], int(self.rng.integers(0, 4)))])
+        body, made = self.inside(types, int(self.rng.integers(1, 5)))
+        b = Builder(body)
+        b.op("scf.yield", [b.add(body.args[0], 1), *(b.tanh(self.value_of(body, made, c.type)) for c in carries)])
+        return self.b.op("scf.while", [start, *carries], {}, [cond, body]).results[1:]
+
+    def call(self):
+        args = self.some(int(self.rng.integers(1, 4)))
+        if self.others and self.rng.integers(2):           # a function called twice
+            g = self.others[self.rng.integers(len(self.others))]
+            args = [self.pick(lambda v, t=t: v.type == t.type) for t in g.args]
+            if any(a is None for a in args):
+                return []
+        else:
+            block, made = self.inside([v.type for v in args], int(self.rng.integers(1, 6)), pool=[])
+            floats = [v for v in made if v.type.dtype is f32]
+            out = [floats[self.rng.integers(len(floats))] for _ in range(self.rng.integers(1, 4))]
+            g = Func(f"g{len(self.others)}_{self.depth}_{len(self.pool)}", [], result_types=[v.type for v in out])
+            g.body = block
+            Builder(block).op("func.return", out)
+            self.others.append(g)
+        return self.b.op("func.call", args, {"callee": g.name, "result_types": list(g.result_types)}).results
+
+    def fill(self, steps):
+        for _ in range(steps):
+            if self.depth < 2 and self.control and self.rng.integers(6) == 0:
+                new = [self.scan, self.if_, self.while_, self.call][self.rng.integers(4)]()
+            else:
+                v = self.step()
+                new = [v] if v is not None else []
+            self.pool.extend(new)
+            self.made.extend(new)
+
+    control = False
 
     def step(self):
         b, rng = self.b, self.rng
@@ -55,7 +145,7 @@ class Generator:
                 else b.reshape(x, [(12,), (3, 4), (2, 6)][rng.integers(3)])
         if kind == 9 and rank > 1:
             return b.transpose(x, [int(p) for p in rng.permutation(rank)])
-        if kind == 10 and rank:
+        if kind == 10 and rank and x.type.numel:
             n = shape[d]
             lo = int(rng.integers(n))
             start, limit = [0] * rank, list(shape)
@@ -72,21 +162,19 @@ class Generator:
             y = self.pick(lambda v: v.type.dtype is f32 and v.type.rank == 2 and v.type.shape[0] == shape[1])
             if y is not None:
                 return b.tanh(b.op("tensor.dot_general", [x, y], {"lhs_batch": [], "rhs_batch": [], "lhs_contract": [1], "rhs_contract": [0]}).result)
-        if kind == 15 and rank:
+        if kind == 15 and rank and x.type.numel:
             i = b.op("tensor.argmax", [x], {"dim": d}).result
             return b.tanh(b.cast(i, f32))
-        if kind == 16 and rank:
+        if kind == 16 and rank and x.type.numel:
             i = b.iota(shape[:d] + (1,) + shape[d + 1:], d)
             u = b.broadcast(b.constant(0.5, TensorType(f32)), i.type.shape, [])
             name = ["tensor.take_along", "tensor.put_along_add"][rng.integers(2)]
             return b.op(name, [x, i] + ([u] if name.endswith("add") else []), {"dim": d}).result
         return None
 
-    def module(self) -> Module:
-        for _ in range(int(self.rng.integers(4, 22))):
-            v = self.step()
-            if v is not None:
-                self.pool.append(v)
+    def module(self, control: bool = False) -> Module:
+        self.control = control
+        self.fill(int(self.rng.integers(4, 22)))
         made = [v for v in self.pool if v.owner is not self.func.body] or [self.b.neg(self.pool[0])]
         results = [made[-1]] + [made[self.rng.integers(len(made))] for _ in range(self.rng.integers(0, 4))]
         donate, free = [], list(range(len(self.types)))
@@ -98,16 +186,16 @@ class Generator:
         self.b.op("func.return", results)
         self.func.result_types = [v.type for v in results]
         self.func.attrs["donate"] = donate
-        m = Module([self.func], {"stage": "tensor", "entries": ["f"]})
+        m = Module([*self.others, self.func], {"stage": "tensor", "entries": ["f"]})
         verify(m)
         assert not any(v.type.dtype in (bool_, i64) for v in results)
         return m
 
 
-@pytest.mark.parametrize("block", range(6))
+@pytest.mark.parametrize("block", range(12))
 def test_generated_graphs(block):
     for seed in range(block * 20, block * 20 + 20):
-        m = Generator(seed).module()
+        m = Generator(seed).module(control=block % 2 == 1)
         for fuse in (True, False):
             try:
                 check(m, fuse, seed=seed, tol=1e-4)
