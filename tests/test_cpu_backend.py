@@ -263,6 +263,33 @@ PROGRAMS = {
         scf.yield()})
       scf.yield()})
     loop.copy(%last, %state)""", 1, 2),
+    "spread": ("%x: buf<f32[5,140]>, %p: buf<f32[5,35,2,2]>, %y: buf<f32[5,47]>, %w: buf<f32[5,70]>, %q: buf<f32[5,140]>", """
+    loop.parallel() {extents = [5, 47]} ({^(%i: i64, %j: i64):
+      %three = scalar.constant() {value = 3, dtype = i64} : i64
+      %k = scalar.mul(%j, %three) : i64
+      %v = loop.load(%x, %i, %k) : f32
+      loop.store(%v, %y, %i, %j)
+      scf.yield()})
+    loop.parallel() {extents = [5, 70]} ({^(%i: i64, %j: i64):
+      %one = scalar.constant() {value = 1, dtype = i64} : i64
+      %two = scalar.constant() {value = 2, dtype = i64} : i64
+      %a = scalar.shr(%j, %one) : i64
+      %b = scalar.and(%j, %one) : i64
+      %c = scalar.mod(%j, %two) : i64
+      %v = loop.load(%p, %i, %a, %c, %b) : f32
+      loop.store(%v, %w, %i, %j)
+      scf.yield()})
+    loop.parallel() {extents = [5, 70]} ({^(%i: i64, %j: i64):
+      %one = scalar.constant() {value = 1, dtype = i64} : i64
+      %two = scalar.constant() {value = 2, dtype = i64} : i64
+      %k = scalar.mul(%j, %two) : i64
+      %k1 = scalar.add(%k, %one) : i64
+      %v = loop.load(%x, %i, %k) : f32
+      %u = loop.load(%x, %i, %k1) : f32
+      %s = scalar.max(%v, %u) : f32
+      loop.store(%s, %q, %i, %k)
+      loop.store(%u, %q, %i, %k1)
+      scf.yield()})""", 2, 3),
     "sum_to": ("%x: buf<f32[100]>, %len: buf<i64[]>, %s: buf<f32[1]>", """
     ZERO
     %n = loop.load(%len) : i64

@@ -145,8 +145,12 @@ class _Host(Body):
         super().op(op)
         spent = f.isub(f.op(f"call i64 {clock}()"), start)
         with f.when(f.icmp("eq", "%tid", "0")):
-            slot = f.gep("i64", "@engram_profile", str(at))
+            slot = f.gep("i64", "@engram_profile", str(3 * at))
+            f.store("i64", f.iadd(f.load("i64", slot, 8), "1"), slot, 8)
+            slot = f.gep("i64", slot, "1")
             f.store("i64", f.iadd(f.load("i64", slot, 8), spent), slot, 8)
+            slot = f.gep("i64", slot, "1")
+            f.store("i64", f.imin(f.load("i64", slot, 8), spent), slot, 8)
 
     # ---- order between threads
 

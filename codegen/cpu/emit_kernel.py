@@ -18,6 +18,7 @@ from .target import CpuTarget
 from .values import Buf, Lanes, Val, num
 
 NAME = "@KERNEL"            # stands for the function's name until equal kernels have been merged
+MAX_PIECES = 4              # vectors that a strided access may be put together from
 TARGET_UNITS = 64           # blocks a long single row is cut into
 
 
@@ -133,6 +134,7 @@ class Body:
         self.f, self.target, self.plan, self.errors = f, target, plan, errors
         self.env: dict[Value, Val | Buf] = {}
         self.w, self.mask = 1, None
+        self.count: str | None = None     # as a vector of i32: how many lanes are active, when they are the first ones
         self.vary: set[Value] = set()
         self.l = Lanes(f, 1)
         self.skip: set[Op] = set()        # multiplications folded into a reduction
@@ -140,12 +142,12 @@ class Body:
     # ---- contexts
 
     def enter(self, w: int, mask: str | None, vary: set[Value]):
-        saved = (self.w, self.mask, self.vary, self.l)
-        self.w, self.mask, self.vary, self.l = w, mask, vary, Lanes(self.f, w)
+        saved = (self.w, self.mask, self.count, self.vary, self.l)
+        self.w, self.mask, self.count, self.vary, self.l = w, mask, None, vary, Lanes(self.f, w)
         return saved
 
     def leave(self, saved) -> None:
-        self.w, self.mask, self.vary, self.l = saved
+        self.w, self.mask, self.count, self.vary, self.l = saved
 
     def row(self, region: Block, index: Value, start: str, stop: str, lanes: int, static: int | None) -> None:
         """The region for index in start..stop, `lanes` at a time; start is a multiple of lanes. `static`: stop - start."""
@@ -156,7 +158,7 @@ class Body:
         if static is None or static >= lanes:
             with f.loop(start, whole, str(lanes)) as i:
                 saved = self.enter(lanes, None, vary)
-                self.env[index] = Val("l", i.index, i64, 1, lanes, True)
+                self.env[index] = Val("l", i.index, i64, tuple(range(lanes)), lanes, True)
                 self.block(region)
                 self.leave(saved)
         if static is not None and static % lanes == 0:
@@ -166,7 +168,7 @@ class Body:
             with f.loop(whole, stop, str(base)) as i:         # a wide row's rest in ordinary vectors
                 saved = self.enter(base, None, vary)
                 self.mask = self.first_lanes(f.isub(stop, i.index))
-                self.env[index] = Val("l", i.index, i64, 1, base, True)
+                self.env[index] = Val("l", i.index, i64, tuple(range(base)), base, True)
                 self.block(region)
                 self.leave(saved)
         else:
@@ -177,10 +179,10 @@ class Body:
                 self.leave(saved)
 
     def first_lanes(self, count: str) -> str:
-        """A mask of the lanes below count (i64)."""
+        """A mask of the lanes below count (i64); noted in self.count."""
         f, w = self.f, self.w
-        c = f.op(f"trunc i64 {f.imin(count, str(w))} to i32")
-        return f.op(f"icmp slt <{w} x i32> {self.l.steps(1, 'i32')}, {self.l.splat('i32', c)}", "m")
+        self.count = self.l.splat("i32", f.op(f"trunc i64 {f.imin(count, str(w))} to i32"))
+        return f.op(f"icmp slt <{w} x i32> {self.l.steps(1, 'i32')}, {self.count}", "m")
 
     # ---- ops
 
@@ -331,24 +333,94 @@ class Body:
         f, w, elem = self.f, self.w, mem_elem(dt)
         t, m = f"<{w} x {elem}>", f"<{w} x i1>"
         short = {"float": "f32", "double": "f64"}.get(elem, elem)
-        if at.kind == "l" and at.stride == 1:
+        if at.contiguous:
             ptr = f.gep(elem, base, at.text)
             if self.mask is None:
                 return f.load(t, ptr, dt.bytes)
             name = f.module.intrinsic(t, f"llvm.masked.load.v{w}{short}.p0", "ptr", "i32", m, t)
             return f.op(f"call {t} {name}(ptr {ptr}, i32 {dt.bytes}, {m} {self.mask}, {t} zeroinitializer)", "l")
+        if at.kind == "l" and (found := self._pieces(at)):
+            return self._load_pieces(base, at, found, t, elem, dt.bytes)
         ptrs = self._pointers(base, at, elem)
         name = f.module.intrinsic(t, f"llvm.masked.gather.v{w}{short}.v{w}p0", f"<{w} x ptr>", "i32", m, t)
         mask = self.mask or "splat (i1 true)"
         return f.op(f"call {t} {name}(<{w} x ptr> {ptrs}, i32 {dt.bytes}, {m} {mask}, {t} zeroinitializer)", "l")
 
+    # Lanes at constant distances, close together: whole vectors and shuffles instead of gather and scatter. A piece is a
+    # vector's worth of neighbouring elements; `needs[i]` is the lane from which on element i is needed, w if it never is.
+
+    def _pieces(self, at: Val) -> list[tuple[int, list[int]]] | None:
+        """(first element, needs) of each piece, or None where this does not pay or a mask forbids it."""
+        lo, hi, w = min(at.offs), max(at.offs), self.w
+        if hi - lo >= MAX_PIECES * w or (self.mask is not None and self.count is None) or sorted(at.offs) != list(at.offs):
+            return None
+        out = []
+        for first in range(lo, hi + 1, w):
+            needs = [next((lane for lane, o in enumerate(at.offs) if o >= e), w) for e in range(first, first + w)]
+            out.append((first, needs))
+        return out
+
+    def _piece_mask(self, lanes: list[int]) -> str | None:
+        """Which elements to touch, given the lane each belongs to (w: none); None for all."""
+        if self.mask is None:
+            if all(x < self.w for x in lanes):
+                return None
+            return "<" + ", ".join(f"i1 {int(x < self.w)}" for x in lanes) + ">"
+        constant_lanes = "<" + ", ".join(f"i32 {x}" for x in lanes) + ">"
+        return self.f.op(f"icmp slt <{self.w} x i32> {constant_lanes}, {self.count}", "m")
+
+    def _load_pieces(self, base: str, at: Val, pieces, t: str, elem: str, align: int) -> str:
+        f, w = self.f, self.w
+        m, short = f"<{w} x i1>", {"float": "f32", "double": "f64"}.get(elem, elem)
+        start = f.gep(elem, base, at.text)
+        vectors = []
+        for first, needs in pieces:
+            ptr, mask = f.gep(elem, start, str(first)), self._piece_mask(needs)
+            if mask is None:
+                vectors.append(f.load(t, ptr, align))
+            else:
+                name = f.module.intrinsic(t, f"llvm.masked.load.v{w}{short}.p0", "ptr", "i32", m, t)
+                vectors.append(f.op(f"call {t} {name}(ptr {ptr}, i32 {align}, {m} {mask}, {t} zeroinitializer)", "l"))
+        out, lo = "", pieces[0][0]
+        for i in range(0, len(vectors), 2):                   # two pieces at a time into their lanes
+            pair = (vectors[i], vectors[i + 1] if i + 1 < len(vectors) else "poison")
+            pick = [o - lo - i * w for o in at.offs]
+            inside = [0 <= x < 2 * w for x in pick]
+            text = ", ".join(f"i32 {x}" if ok else "i32 poison" for x, ok in zip(pick, inside))
+            part = f.op(f"shufflevector {t} {pair[0]}, {t} {pair[1]}, <{w} x i32> <{text}>")
+            if not out:
+                out = part
+            else:
+                text = ", ".join(f"i32 {lane + w if ok else lane}" for lane, ok in enumerate(inside))
+                out = f.op(f"shufflevector {t} {out}, {t} {part}, <{w} x i32> <{text}>")
+        return out
+
+    def _store_pieces(self, base: str, at: Val, raw: str, t: str, elem: str, align: int) -> bool:
+        """Masked stores of spread-out lanes; False where lanes share an element or masks are dear."""
+        pieces = self._pieces(at) if self.target.masked and len(set(at.offs)) == len(at.offs) else None
+        if not pieces:
+            return False
+        f, w = self.f, self.w
+        m, short = f"<{w} x i1>", {"float": "f32", "double": "f64"}.get(elem, elem)
+        start = f.gep(elem, base, at.text)
+        lane_of = {o: lane for lane, o in enumerate(at.offs)}
+        for first, _ in pieces:
+            lanes = [lane_of.get(e, w) for e in range(first, first + w)]
+            if min(lanes) == w:
+                continue
+            text = ", ".join(f"i32 {x}" if x < w else "i32 poison" for x in lanes)
+            part = f.op(f"shufflevector {t} {raw}, {t} poison, <{w} x i32> <{text}>")
+            mask = self._piece_mask(lanes) or "splat (i1 true)"
+            name = f.module.intrinsic("void", f"llvm.masked.store.v{w}{short}.p0", t, "ptr", "i32", m)
+            f.do(f"call void {name}({t} {part}, ptr {f.gep(elem, start, str(first))}, i32 {align}, {m} {mask})")
+        return True
+
     def _pointers(self, base: str, at: Val, elem: str) -> str:
         f, w = self.f, self.w
         if at.kind == "l":
-            start = f.gep(elem, base, at.text)
-            if abs(at.stride) * w < 1 << 31:
-                return f.op(f"getelementptr {elem}, ptr {start}, <{w} x i32> {self.l.steps(at.stride, 'i32')}")
-            return f.op(f"getelementptr {elem}, ptr {start}, <{w} x i64> {self.l.steps(at.stride, 'i64')}")
+            index = "i32" if max(map(abs, at.offs)) < 1 << 31 else "i64"
+            offsets = "<" + ", ".join(f"{index} {o}" for o in at.offs) + ">"
+            return f.op(f"getelementptr {elem}, ptr {f.gep(elem, base, at.text)}, <{w} x {index}> {offsets}")
         return f.op(f"getelementptr {elem}, ptr {base}, <{w} x i64> {at.text}")
 
     def _store(self, op: Op) -> None:
@@ -362,7 +434,7 @@ class Body:
         t, m = f"<{w} x {elem}>", f"<{w} x i1>"
         raw = self.l.ops.to_memory(self.l.vector(value), dt)
         short = {"float": "f32", "double": "f64"}.get(elem, elem)
-        if at.kind == "l" and at.stride == 1:
+        if at.contiguous:
             ptr = f.gep(elem, buf.ptr, at.text)
             if self.mask is None:
                 f.store(t, raw, ptr, dt.bytes)
@@ -370,7 +442,9 @@ class Body:
             name = f.module.intrinsic("void", f"llvm.masked.store.v{w}{short}.p0", t, "ptr", "i32", m)
             f.do(f"call void {name}({t} {raw}, ptr {ptr}, i32 {dt.bytes}, {m} {self.mask})")
             return
-        at = at if at.kind != "u" else Val("l", at.text, i64, 0)
+        at = at if at.kind != "u" else Val("l", at.text, i64, (0,) * w)
+        if at.kind == "l" and self._store_pieces(buf.ptr, at, raw, t, elem, dt.bytes):
+            return
         ptrs = self._pointers(buf.ptr, at, elem)
         name = f.module.intrinsic("void", f"llvm.masked.scatter.v{w}{short}.v{w}p0", t, f"<{w} x ptr>", "i32", m)
         f.do(f"call void {name}({t} {raw}, <{w} x ptr> {ptrs}, i32 {dt.bytes}, {m} {self.mask or 'splat (i1 true)'})")
@@ -421,7 +495,7 @@ class Body:
             saved = self.enter(lanes, None, vary)
             if mask_from is not None:
                 self.mask = self.first_lanes(mask_from)
-            self.env[body.args[0]] = Val("l", index, i64, 1, lanes if aligned else 1, True)
+            self.env[body.args[0]] = Val("l", index, i64, tuple(range(lanes)), lanes if aligned else 1, True)
             self.block(body)
             self.leave(saved)
         if n is None or n >= lanes:
@@ -447,7 +521,7 @@ class Body:
         if cond.kind == "u":
             self._branch(op, cond.text)
             return
-        outer = self.mask
+        outer, count = self.mask, self.count
         results = []
         for region, invert in ((op.regions[0], False), (op.regions[1], True)):
             mask = cond.text
@@ -462,14 +536,14 @@ class Body:
             before = f.block
             f.branch(self._any(mask, self.w), then, done)
             f.label(then)
-            self.mask = mask
+            self.mask, self.count = mask, None
             out = [self.l.vector(x) for x in self.block(region)]
             last = f.block
             f.jump(done)
             f.label(done)
             types = [self.l.ops.type(r.type.dtype) for r in op.results]
             results.append([f.op(f"phi {t} [ {x}, %{last} ], [ zeroinitializer, %{before} ]") for t, x in zip(types, out)])
-        self.mask = outer
+        self.mask, self.count = outer, count
         for r, a, b in zip(op.results, *results):
             self.env[r] = Val("v", self.l.ops.sel(cond.text, reg_elem(r.type.dtype), a, b), r.type.dtype)
 

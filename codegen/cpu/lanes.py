@@ -107,6 +107,21 @@ class Strides:
                     return None if s is None else s * int(c)
         return None
 
+    def near(self, v: Value) -> bool:
+        """Whether the lanes' values lie at constant distances although they do not step evenly: index // 2, index % 4."""
+        op = v.owner
+        if self.of(v) is not None:
+            return True
+        if not isinstance(op, Op) or not op.name.startswith("scalar."):
+            return False
+        short, c = op.name.partition(".")[2], constant(op.operands[-1])
+        if short in ("add", "sub"):
+            return all(self.near(x) for x in op.operands)
+        if c is None or not self.near(op.operands[0]):
+            return False
+        n = {"shr": 1 << int(c) if c < 5 else 64, "and": int(c) + 1, "floordiv": int(c), "mod": int(c)}.get(short, 0)
+        return short == "mul" or (n > 0 and 16 % n == 0)
+
     def access(self, buffer: Value, indices: list[Value]) -> int | None:
         """Elements between the addresses of neighbouring lanes."""
         total = 0
@@ -219,7 +234,9 @@ class Plan:
                 first = 1 if op.name == "loop.load" else 2
                 s = strides.access(op.operands[first - 1], op.operands[first:])
                 wide = op.operands[first - 1].type.dtype.bits / 32
-                cost += (0.7 if s == 0 else max(0.5, wide) if s == 1 else lanes * (0.8 if first == 1 else 1.3))
+                close = s is not None and 1 < s <= 4 or s is None and all(strides.near(v) for v in op.operands[first:])
+                cost += (0.7 if s == 0 else max(0.5, wide) if s == 1 else 4.0 * wide if close else
+                         lanes * (0.8 if first == 1 else 1.3))
             elif any(v in strides.vary for v in op.operands):
                 short = op.name.partition(".")[2]
                 dt = op.operands[0].type.dtype if op.operands[0].type else None

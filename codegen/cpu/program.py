@@ -5,6 +5,7 @@ Owns the machine code, the arena and the constants; arrays are NumPy's. No code 
 from __future__ import annotations
 
 import ctypes
+import math
 import threading
 
 import numpy as np
@@ -14,7 +15,7 @@ from ...compiler.ir.core import Func, Module
 from .contract import GEMM_DTYPES
 from .emit import Emitter, n_inputs
 from .gemm import gemm_address, scratch_bytes, symbol
-from .runtime import Memory, default_threads, runtime, symbols
+from .runtime import Memory, Runtime, default_threads, runtime, symbols
 from .target import CpuTarget, Library, compile_text, host_target
 
 ALIGN = 64
@@ -48,24 +49,33 @@ def _contracted(module: Module) -> tuple[str, ...]:
 def aligned_empty(shape, dtype: np.dtype) -> np.ndarray:
     """An uninitialised array whose data starts on a cache line."""
     dtype = np.dtype(dtype)
-    count = int(np.prod(shape, dtype=np.int64))
-    raw = np.empty(count * dtype.itemsize + ALIGN, np.uint8)
-    start = -raw.__array_interface__["data"][0] % ALIGN
-    return raw[start:start + count * dtype.itemsize].view(dtype).reshape(shape)
+    size = math.prod(shape) * dtype.itemsize
+    if size <= ALIGN:
+        return np.empty(shape, dtype)
+    raw = np.empty(size + ALIGN, np.uint8)
+    start = -_address(raw) % ALIGN
+    return raw[start:start + size].view(dtype).reshape(shape)
+
+
+def _address(a: np.ndarray) -> int:
+    return a.__array_interface__["data"][0]
 
 
 class _Entry:
     """What a call of one function needs."""
 
-    def __init__(self, func: Func, address: int, alone: bool):
-        self.name, self.address, self.alone = func.name, address, alone
+    def __init__(self, func: Func, address: int, team: Runtime):
+        self.name, self.address, self.team = func.name, address, team
         n = n_inputs(func)
         self.inputs = [(v.type.dtype.numpy, tuple(v.type.shape), str(v.type).removeprefix("buf<").removesuffix(">")) for v in func.args[:n]]
-        self.outputs = [(v.type.dtype.numpy, tuple(v.type.shape)) for v in func.args[n:]]
         self.donated = {r: a for a, r in func.attrs.get("donate", [])}
+        # (the argument whose memory it takes or -1, dtype, shape)
+        self.outputs = [(self.donated.get(i, -1), v.type.dtype.numpy, tuple(v.type.shape)) for i, v in enumerate(func.args[n:])]
         self.names = func.attrs.get("arg_names") or [f"argument {i}" for i in range(n)]
         self.arena = func.attrs.get("arena", 0)
-        self.pointers = (ctypes.c_void_p * (len(func.args) + 1))()
+        self.table = (ctypes.c_uint64 * (len(func.args) + 1))()      # what the machine code gets: arena, arguments, results
+        self.pointers = ctypes.addressof(self.table)
+        self.last: list = [None] * n
 
 
 class CpuProgram:
@@ -83,7 +93,8 @@ class CpuProgram:
         self._constants = emitter.constants                     # keeps the memory alive
         imports = symbols()
         imports.update({name: value.ctypes.data for name, value in self._constants.items()})
-        self._counters = np.zeros(len(emitter.steps) + 1, np.int64)
+        self._counters = np.empty((len(emitter.steps) + 1, 3), np.int64)
+        self._reset()
         self._steps = emitter.steps
         imports["engram_profile"] = self._counters.ctypes.data
         imports.update({symbol(d): gemm_address(d, target) for d in emitter.gemms})
@@ -95,7 +106,7 @@ class CpuProgram:
             self._one.reserve(scratch_bytes(target, d))
             self._team.reserve(scratch_bytes(target, d))
         self._functions = {name: _Entry(module.funcs[name], self._library.address(emitter.entries[name]),
-                                        emitter.summaries[name].single) for name in names}
+                                        self._one if emitter.summaries[name].single else self._team) for name in names}
         self._arena: Memory | None = None
         self._lock = threading.Lock()
 
@@ -111,11 +122,15 @@ class CpuProgram:
     def to_host(self, handle: np.ndarray) -> np.ndarray:
         return handle
 
-    def profile(self) -> list[tuple[str, int]]:
-        """With profile=True: (step, thread 0's time-stamp cycles in it since the last call), waiting for others included."""
-        out = list(zip(self._steps, self._counters.tolist()))
-        self._counters[:] = 0
+    def profile(self) -> list[tuple[str, int, int, int]]:
+        """With profile=True: (step, times run, cycles in all, cycles at best) since the last call, by thread 0's time-stamp
+        counter; waiting for other threads counts."""
+        out = [(name, *row) for name, row in zip(self._steps, self._counters.tolist())]
+        self._reset()
         return out
+
+    def _reset(self) -> None:
+        self._counters[:] = (0, 0, 1 << 62)
 
     # ---- calls
 
@@ -126,20 +141,27 @@ class CpuProgram:
             raise ValueError(f"no function {name!r}; there are: {', '.join(self._functions)}")
         if len(args) != len(entry.inputs):
             raise ValueError(f"{name} takes {len(entry.inputs)} arguments, got {len(args)}")
-        arrays = [self._checked(entry, i, a) for i, a in enumerate(args)]
-        outputs = [arrays[entry.donated[i]] if i in entry.donated else aligned_empty(shape, dtype)
-                   for i, (dtype, shape) in enumerate(entry.outputs)]
         with self._lock:
+            # an array that was passed here last time, too, needs neither checks nor a look at its address
+            arrays, p, table = entry.last, entry.pointers, entry.table
+            for i, a in enumerate(args):
+                if a is not arrays[i]:
+                    arrays[i] = a = self._checked(entry, i, a)
+                    table[i + 1] = _address(a)
+            outputs, at = [], len(arrays)
+            for kind, dtype, shape in entry.outputs:
+                at += 1
+                if kind >= 0:
+                    out = arrays[kind]
+                    table[at] = table[kind + 1]
+                else:
+                    out = aligned_empty(shape, dtype)
+                    table[at] = _address(out)
+                outputs.append(out)
             if self._arena is None or self._arena.nbytes < entry.arena:
                 self._arena = Memory(max(entry.arena, 4096))
-            p = entry.pointers
-            p[0] = self._arena.address
-            for i, a in enumerate(arrays):
-                p[i + 1] = a.__array_interface__["data"][0]
-            for i, a in enumerate(outputs, len(arrays) + 1):
-                p[i] = a.__array_interface__["data"][0]
-            team = self._one if entry.alone else self._team
-            code, value = team.launch(entry.address, ctypes.addressof(p))
+            table[0] = self._arena.address
+            code, value = entry.team.launch(entry.address, p)
         if code:
             loc, message = self._errors[code - 1]
             raise RuntimeError_(message.replace("{}", str(value)), loc)

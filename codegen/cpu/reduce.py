@@ -86,7 +86,7 @@ def _across(b, op: Op, fused: dict[int, Op]) -> None:
     size = len(kinds)
 
     def step(index: str, accs: list[str]) -> list[str]:
-        b.env[body.args[0]] = Val("l", index, i64, 1, aligned, True)
+        b.env[body.args[0]] = Val("l", index, i64, tuple(range(w)), aligned, True)
         return _step(b, op, ops, fused, accs)
 
     count = str(n) if n is not None else f.isub(hi, lo)
@@ -119,7 +119,7 @@ def _across(b, op: Op, fused: dict[int, Op]) -> None:
             b.mask = b.first_lanes(f.isub(hi, loop.index))
             new = step(loop.index, loop.values)
             loop.next = [ops.sel(b.mask, reg_elem(dt), x, old) for dt, x, old in zip(dts, new, loop.values)]
-            b.mask = None
+            b.mask = b.count = None
         accs = loop.results
     sums = [_tree(b, ops, kind, dt, x) for kind, dt, x in zip(kinds, dts, accs)]
     b.leave(saved)

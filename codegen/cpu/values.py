@@ -1,6 +1,7 @@
-"""Values while a kernel is emitted: uniform scalars, i64s that step linearly from lane to lane, and vectors; address sums."""
+"""Values while a kernel is emitted: uniform scalars, i64s at known distances from lane to lane, and vectors; address sums."""
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from ...compiler.ir.types import BufferType, DType, i64
@@ -10,15 +11,20 @@ from .scalars import Ops, const, reg_elem
 
 @dataclass(frozen=True, slots=True)
 class Val:
-    """`kind` u: one scalar for all lanes; l: an i64, text + lane * stride; v: a vector register. `aligned`: the base of an
-    l value is a multiple of this; `small`: an i64 made from loop indices and constants only, |x| < 2^52."""
+    """`kind` u: one scalar for all lanes; l: an i64, text + offs[lane]; v: a vector register. `aligned`: the text of an l
+    value is a multiple of this; `small`: an i64 made from loop indices and constants only, |x| < 2^52."""
 
     kind: str
     text: str
     dtype: DType
-    stride: int = 0
+    offs: tuple[int, ...] = ()
     aligned: int = 1
     small: bool = False
+
+    @property
+    def contiguous(self) -> bool:
+        """Neighbouring lanes are neighbours in memory."""
+        return self.kind == "l" and self.offs == tuple(range(len(self.offs)))
 
     @property
     def number(self) -> int | None:
@@ -34,6 +40,12 @@ class Buf:
     ptr: str
     type: BufferType
     offset: Val
+
+
+def _multiple(a: Val) -> int:
+    """A number that the scalar part is a multiple of (0 for 0)."""
+    n = a.number if a.kind == "u" else None
+    return abs(n) if n is not None else a.aligned
 
 
 def num(n: int) -> Val:
@@ -56,8 +68,11 @@ class Lanes:
             if not x.text.startswith("%"):
                 return self.ops.splat_const(elem, x.text)
             return self.splat(elem, x.text)
+        offsets = "<" + ", ".join(f"i64 {o}" for o in x.offs) + ">"
+        if x.text == "0":
+            return offsets
         base = self.splat("i64", x.text) if x.text.startswith("%") else self.ops.splat_const("i64", x.text)
-        return self.f.op(f"add <{self.w} x i64> {base}, {self.steps(x.stride, 'i64')}")
+        return self.f.op(f"add <{self.w} x i64> {base}, {offsets}")
 
     def splat(self, elem: str, text: str) -> str:
         t = f"<{self.w} x {elem}>"
@@ -79,17 +94,13 @@ class Lanes:
         if "v" in (a.kind, b.kind):
             return Val("v", self.ops.bin(op, "i64", self.vector(a), self.vector(b)), i64, small=small)
         text = (self.f.iadd if op == "add" else self.f.isub)(a.text, b.text)
-        stride = a.stride + b.stride if op == "add" else a.stride - b.stride
-        if stride == 0 and a.kind == b.kind == "u":
+        if a.kind == b.kind == "u":
             return Val("u", text, i64, small=small)
-        if stride == 0:
+        sign = 1 if op == "add" else -1
+        offs = tuple(x + sign * y for x, y in zip(a.offs or (0,) * self.w, b.offs or (0,) * self.w))
+        if not any(offs):
             return Val("u", text, i64, small=small)
-        aligned = 1
-        for x, y in ((a, b), (b, a)):
-            n = y.number
-            if n is not None and x.aligned > 1 and n % x.aligned == 0:
-                aligned = x.aligned
-        return Val("l", text, i64, stride, aligned, small)
+        return Val("l", text, i64, offs, math.gcd(_multiple(a), _multiple(b)) or 1, small)
 
     def scaled(self, a: Val, n: int) -> Val:
         if n == 0:
@@ -99,16 +110,20 @@ class Lanes:
         if a.kind == "v":
             return Val("v", self.ops.bin("mul", "i64", a.text, self.ops.splat_const("i64", str(n))), i64, small=a.small)
         text = self.f.imul(a.text, str(n))
-        return Val(a.kind, text, i64, a.stride * n, 1, a.small)
+        return Val(a.kind, text, i64, tuple(o * n for o in a.offs), abs(n) * a.aligned, a.small)
 
     def quotient(self, a: Val, n: int, remainder: bool) -> Val | None:
         """a // n or a % n for a >= 0 where that is cheap: lanes that do not cross a multiple of n, or small numbers."""
         if a.kind == "u" or n <= 0:
             return None
-        if a.kind == "l" and a.stride == 1 and a.aligned % self.w == 0 and n % self.w == 0:
+        if a.contiguous and a.aligned % self.w == 0 and n % self.w == 0:
             op = self.f.urem if remainder else self.f.udiv
             text = op(a.text, str(n))
-            return Val("l", text, i64, 1, self.w, True) if remainder else Val("u", text, i64, small=True)
+            return Val("l", text, i64, a.offs, self.w, True) if remainder else Val("u", text, i64, small=True)
+        if a.kind == "l" and a.aligned % n == 0 and min(a.offs) >= 0:
+            if remainder:
+                return Val("l", "0", i64, tuple(o % n for o in a.offs), a.aligned, True)
+            return Val("l", self.f.udiv(a.text, str(n)), i64, tuple(o // n for o in a.offs), a.aligned // n, True)
         if not a.small:
             return None
         x = self.vector(a)
