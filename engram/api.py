@@ -129,30 +129,28 @@ class Function:
             self._cache[key] = self._compile(types, along)
         program, e = self._cache[key]
         results = program.call(e.entry, entry_arguments(e, arrays, key=self.owner._key))
-        value = e.pack([np.asarray(program.to_host(r)) for r in results])
-        return self._selected(value, types) if self.kind == "vjp" else value
+        return e.pack([np.asarray(program.to_host(r)) for r in results])
 
     def _direction(self, name: str, given, types: dict, arrays: list) -> list:
-        """Types of the cotangent, or of one tangent per argument (zeros where `wrt` does not name it); their arrays go to `arrays`."""
+        """Types of the cotangents, or of one tangent per name of `wrt`; their arrays go to `arrays`, behind the arguments."""
         if given is None:
             raise ArgumentError(f"{self.kind} of {self.name}: the argument {name}= is missing")
-        for n, t in types.items():
-            if not (hasattr(t, "dtype") and t.dtype.is_float):
-                raise ArgumentError(f"{self.kind} of {self.name}: {n} is no float array; write a function of the program that takes float "
-                                    "arrays only")
+        out = []
         if self.kind == "vjp":
             parts = list(given) if isinstance(given, tuple) else [given]
-            dtypes = self._result_dtypes(types, len(parts))
-            found = [to_array(f"{name}[{k}]" if len(parts) > 1 else name, v, d) for k, (v, d) in enumerate(zip(parts, dtypes))]
-            arrays += found
-            tensors = [_tensor_type(a) for a in found]
-            return [tuple(tensors) if isinstance(given, tuple) else tensors[0]]
-        parts = dict(zip(self.wrt[1:], [given] if self.wrt[0] == "one" else given))
-        if len(parts) != len(self.wrt) - 1 or self.wrt[0] == "many" and len(given) != len(parts):
-            raise ArgumentError(f"{name}: expected {len(self.wrt) - 1} arrays, one for each of {', '.join(self.wrt[1:])}")
-        out = []
-        for n, t in types.items():
-            a = to_array(f"{name} of {n}", parts[n], str(t.dtype)) if n in parts else np.zeros(t.shape, t.dtype.numpy)
+            for k, (v, d) in enumerate(zip(parts, self._result_dtypes(types, len(parts)))):
+                arrays.append(to_array(f"{name}[{k}]" if len(parts) > 1 else name, v, d))
+                out.append(_tensor_type(arrays[-1]))
+            return out
+        names = self.wrt[1:]
+        parts = [given] if self.wrt[0] == "one" else list(given)
+        if len(parts) != len(names):
+            raise ArgumentError(f"{name}: expected {len(names)} arrays, one for each of {', '.join(names)}")
+        for n, v in zip(names, parts):
+            t = types.get(n)
+            if not hasattr(t, "dtype") or not t.dtype.is_float:
+                raise ArgumentError(f"{self.kind} of {self.name}: {n} is no float array")
+            a = to_array(f"{name} of {n}", v, str(t.dtype))
             if a.shape != tuple(t.shape):
                 raise ArgumentError(f"{name} of {n}: expected shape {list(t.shape)}, got {list(a.shape)}")
             arrays.append(a)
@@ -162,15 +160,10 @@ class Function:
     def _result_dtypes(self, types: dict, n: int) -> list[str]:
         """The dtypes of the function's results as declared; where it declares none, the widest of its arguments'."""
         from .compiler.ir import DTYPES
-        widest = str(max((t.dtype for t in types.values()), key=lambda d: d.bits, default="f32"))
+        floats = [t.dtype for t in types.values() if hasattr(t, "dtype") and t.dtype.is_float]
+        widest = str(max(floats, key=lambda d: d.bits)) if floats else "f32"
         declared = getattr(self.decl.result, "items", [self.decl.result])
         return [t.name if getattr(t, "name", None) in DTYPES else widest for t in (declared if len(declared) == n else [None] * n)]
-
-    def _selected(self, value, types: dict):
-        """(value, cotangents of what `wrt` names)"""
-        out, adjoints = value
-        found = dict(zip(types, adjoints if len(types) > 1 else (adjoints,)))
-        return out, found[self.wrt[1]] if self.wrt[0] == "one" else tuple(found[w] for w in self.wrt[1:])
 
     def _compile(self, types: dict, along):
         from . import frontend as F
@@ -178,12 +171,8 @@ class Function:
         program, wrt = self.owner._program, self.wrt[1] if self.wrt[:1] == ("one",) else list(self.wrt[1:])
         if self.kind == "value":
             e = F.elaborate_function(program, self.name, kwargs=types)
-        elif self.kind in ("grad", "value_and_grad"):
-            e = F.elaborate_grad(program, self.name, kwargs=types, wrt=wrt, value=self.kind == "value_and_grad")
-        elif self.kind == "vjp":
-            e = F.elaborate_vjp(program, self.name, list(types.values()), seed=along[0])
         else:
-            e = F.elaborate_jvp(program, self.name, list(types.values()), tangents=along)
+            e = F.elaborate_derivative(program, self.name, (), self.kind, wrt, along, kwargs=types)
         return driver.build(e.module, self.owner._backend, threads=self.owner._threads), e
 
 

@@ -62,7 +62,7 @@ def dataset_loader(file: str, where: str | None = None, given: Mapping[str, Data
 def train_plan(program, name: str, overrides: Mapping[str, Any] | None = None, given: Mapping[str, Dataset] | None = None,
                absent: list | None = None):
     """The plan of a train block, its data loaded. `overrides` are `--set` values; `data` among them is a path."""
-    from .frontend.train import elaborate_train
+    from .frontend import elaborate_train
     overrides = dict(overrides or {})
     where = overrides.pop("data", None)
     if where is not None and not isinstance(where, str):

@@ -124,8 +124,13 @@ def test_vjp_and_jvp(p, rng):
     assert np.allclose(out, x @ y, atol=1e-5) and np.allclose(dy, x.T @ c, atol=1e-5)
     _, (dx, _) = p.vjp("matmul", wrt=["x", "y"])(x, y, cotangent=c)
     assert np.allclose(dx, c @ y.T, atol=1e-5)
-    t = rng.normal(size=(3, 4))
+    t, u = rng.normal(size=(3, 4)), rng.normal(size=(4, 5))
     assert np.allclose(p.jvp("matmul", wrt="x")(x, y, tangent=t)[1], t @ y, atol=1e-5)
+    assert np.allclose(p.jvp("matmul", wrt=["y", "x"])(x, y, tangent=(u, t))[1], t @ y + x @ u, atol=1e-5)
+    assert p.vjp("at", wrt="x")([1, 2, 3], 1, cotangent=2.0)[1].tolist() == [0, 2, 0]       # integers have no cotangent
+    assert p.jvp("at", wrt="x")([1, 2, 3], 1, tangent=[4, 5, 6]) == (2, 5)
+    with pytest.raises(eg.ArgumentError, match="i is no float array"):
+        p.jvp("at", wrt="i")([1, 2, 3], 1, tangent=1)
 
 
 @pytest.mark.parametrize("backend", ["interp", "opencl"])
