@@ -1,10 +1,9 @@
 """`engram.compile` and `engram.Model`: the contract with Python callers."""
 from __future__ import annotations
 
+import engram as eg
 import numpy as np
 import pytest
-
-import engram as eg
 
 PROGRAM = """
 fn matmul(x: f32[n, d], y: f32[d, k]) -> f32[n, k] { x @ y }

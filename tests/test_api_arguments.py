@@ -3,7 +3,6 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-
 from engram.arguments import ArgumentError, to_array
 from engram.optim import Adam, Rule, expr, literal, optimizer, rule
 

@@ -7,7 +7,6 @@ import os
 import ml_dtypes
 import numpy as np
 import pytest
-
 from engram.checkpoint import CheckpointError, Expected, convert, match, read, write
 
 ARRAYS = {"a.w": np.arange(6, dtype=np.float32).reshape(2, 3), "s": np.array(3, np.int64), "e": np.zeros((0, 4), np.float16),

@@ -3,9 +3,8 @@ from __future__ import annotations
 
 import re
 
-import numpy as np
-
 import engram as eg
+import numpy as np
 from engram.cli import parser
 
 

@@ -6,7 +6,6 @@ import math
 
 import numpy as np
 import pytest
-
 from engram.progress import Lines, epoch_line
 from engram.report import metrics, plot_curve
 from engram.train import Result, _better, _chunks, batches, key_of, split, split_sizes

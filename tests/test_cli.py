@@ -8,7 +8,6 @@ import time
 from pathlib import Path
 
 import pytest
-
 from engram.cli import main, parser
 from engram.cli.errors import UserError
 from engram.cli.options import dims, settings, value

@@ -11,7 +11,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-
 from engram.cli import main
 
 ROOT = Path(__file__).resolve().parent.parent

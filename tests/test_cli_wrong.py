@@ -10,7 +10,6 @@ import re
 from pathlib import Path
 
 import pytest
-
 from engram.cli import main
 
 WRONG = Path(__file__).with_name("wrong")
