@@ -141,3 +141,11 @@ def test_all_forms_give_the_same_bits():
     c, a, b = arrays(case, DTYPES["f32"])
     results = [np.asarray(on(form, contract_module([case], DTYPES["f32"])).call("f0", [c, a, b])[0]) for form in FORMS]
     np.testing.assert_array_equal(results[0], results[1])
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_products_of_other_sizes_share_a_kernel(form):
+    """Sizes and strides are arguments where every role is one dim: a network's matrix products compile once."""
+    cases = [("mn", "mk", "kn", S(m=m, n=n, k=k), False) for m, n, k in ((64, 96, 64), (60, 90, 33), (62, 85, 130))]
+    p = run(form, cases, DTYPES["f32"])
+    assert p.source().count("__kernel ") == 1

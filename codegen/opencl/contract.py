@@ -26,10 +26,10 @@ from .scalars import round_to
 class Dim:
     """One index: its size and its strides in out, lhs and rhs (0 where an operand does not have it)."""
 
-    size: int
-    out: int
-    lhs: int
-    rhs: int
+    size: int | str            # a str: the kernel argument that holds it
+    out: int | str
+    lhs: int | str
+    rhs: int | str
 
 
 @dataclass
@@ -102,7 +102,7 @@ def contract_kernel(op, helpers: Helpers, caps: Caps) -> Kernel | None:
     else:
         kernel = e.staged() if p.k[-1].rhs == 1 else e.plain()
     o, a, b = op.operands
-    kernel.params = [("buffer", o), ("buffer", b if p.swap else a), ("buffer", a if p.swap else b)]
+    kernel.params = [("buffer", o), ("buffer", b if p.swap else a), ("buffer", a if p.swap else b), *(("number", v) for v in e.arguments.values())]
     return kernel
 
 
@@ -113,6 +113,31 @@ class _Emitter:
         self.int = "long" if p.wide else "int"
         self.acc = UNSIGNED[d.name] if d.is_int else REGISTER[d.name]
         self.memory = MEMORY[d.name]
+        self.arguments: dict[str, int] = {}
+
+    def generalise(self) -> tuple:
+        """Sizes and strides become kernel arguments where every role is one dim, so that products of other sizes share the kernel.
+        Strides of 0 and 1 stay: they decide what code is good. Gives the sizes of batch, m, n, k as the text shall name them."""
+        p, roles = self.p, {"B": "batch", "M": "m", "N": "n", "K": "k"}
+        if p.wide or any(len(getattr(p, r)) > 1 for r in roles.values()):
+            return p.sizes()
+
+        def argument(name: str, value: int) -> str:
+            self.arguments[name] = value
+            return name
+
+        names = []
+        for letter, role in roles.items():
+            dims = getattr(p, role)
+            if not dims:
+                names.append(1)
+                continue
+            d = dims[0]
+            strides = (s if s in (0, 1) else argument(f"{o}{letter}", s) for o, s in (("c", d.out), ("a", d.lhs), ("b", d.rhs)))
+            names.append(argument(letter, d.size))
+            p = replace(p, **{role: [Dim(letter, *strides)]})
+        self.p = p
+        return tuple(names)
 
     # ---- text pieces ----
     def offset(self, dims: list[Dim], which: str, index: str) -> str:
@@ -124,8 +149,10 @@ class _Emitter:
             if i > 0:
                 part = f"({part} % {d.size})"
             if stride:
-                terms.append(f"({self.int}){part}" + ("" if stride == 1 else f" * {ctext.index_literal(stride)}"))
-            inner *= d.size
+                by = stride if isinstance(stride, str) else ctext.index_literal(stride)
+                terms.append(f"({self.int}){part}" + ("" if stride == 1 else f" * {by}"))
+            if i > 0:
+                inner *= d.size
         return " + ".join(reversed(terms)) or "0"
 
     def fma(self, a: str, b: str, acc: str) -> str:
@@ -147,7 +174,8 @@ class _Emitter:
         size = ", ".join(str(x) for x in (*local, 1, 1)[:3])
         t = self.memory
         text = (f"__kernel __attribute__((reqd_work_group_size({size})))\n"
-                f"void @NAME@(__global {t} *c, const long oc, const __global {t} *a, const long oa, const __global {t} *b, const long ob) {{\n"
+                f"void @NAME@(__global {t} *c, const long oc, const __global {t} *a, const long oa, const __global {t} *b, const long ob"
+                f"{''.join(f', const int {name}' for name in self.arguments)}) {{\n"
                 f"  c += oc; a += oa; b += ob;\n{body}}}\n")
         return Kernel(text, [], global_size, local)
 
@@ -182,12 +210,15 @@ class _Emitter:
         batch, m, n, k = p.sizes()
         big = p.dtype.bits == 64
         t = next((t for t in ((4, 2) if big else (8, 4, 2)) if batch * -(-m // (16 * t)) * -(-n // (16 * t)) >= self.caps.units), 2)
+        bn, bm, bb = -(-n // (16 * t)) * 16, -(-m // (16 * t)) * 16, batch
         side, depth = 16 * t, 16
         while 2 * depth * (side + 1) * (8 if big else 4) > self.caps.local_bytes:
             depth //= 2
         acc = self.acc
+        _, m, n, k = self.generalise()
+        p = self.p
 
-        def stage(tile: str, source: str, which: str, role: list[Dim], size: int, start: str) -> str:
+        def stage(tile: str, source: str, which: str, role: list[Dim], size, start: str) -> str:
             # the 256 items read along whichever of k and m (n) is contiguous in memory
             along_k = p.k[-1].__getattribute__(which) == 1
             kk, rr = (f"e % {depth}", f"e / {depth}") if along_k else (f"e / {side}", f"e % {side}")
@@ -217,13 +248,16 @@ class _Emitter:
                 f"    if (r < {m} && s < {n}) {{\n"
                 f"      const {self.int} at = c0 + {self.offset(p.m, 'out', 'r')} + {self.offset(p.n, 'out', 's')};\n"
                 f"      {self.store('at', 'acc[i][j]')}\n    }}\n  }}\n")
-        return self.kernel(body, (-(-n // side) * 16, -(-m // side) * 16, batch), (16, 16, 1))
+        return self.kernel(body, (bn, bm, bb), (16, 16, 1))
 
     def staged(self) -> Kernel:
         """64 columns a group; the right operand comes in tiles of 64 x 32, read along k by neighbouring items."""
         p = self.p
         batch, m, n, k = p.sizes()
         acc, cols, depth = self.acc, 64, 32
+        groups = (-(-n // cols) * cols, batch)
+        _, _, n, k = self.generalise()
+        p = self.p
         lines = [
             f"  __local {acc} tb[{cols * (depth + 1)}];",
             f"  const int item = get_local_id(0), n0 = (int)get_group_id(0) * {cols}, s = n0 + item, gb = (int)get_group_id(1);",
@@ -245,7 +279,7 @@ class _Emitter:
         for i in range(m):
             lines.append(f"    {{ const {self.int} at = c0 + {self.offset(p.m, 'out', str(i))} + {self.offset(p.n, 'out', 's')}; {self.store('at', f's{i}')} }}")
         lines.append("  }")
-        return self.kernel("\n".join(lines) + "\n", (-(-n // cols) * cols, batch), (cols, 1))
+        return self.kernel("\n".join(lines) + "\n", groups, (cols, 1))
 
     def blocked(self) -> Kernel:
         """A work-item computes `rows` x `cols`; per slice of k it packs the right operand once and runs down its rows, `mr` at a time."""
@@ -256,10 +290,15 @@ class _Emitter:
         mr, nv = (8, 2) if lanes * (8 if acc == "double" else 4) >= 64 else (6, 2)
         mr = min(mr, m)
         cols = lanes * nv
-        rows = min(mr * 8, -(-m // mr) * mr)
-        while rows > mr and batch * -(-m // rows) * -(-n // cols) < 4 * self.caps.units:
-            rows -= mr
+        rows = mr
+        while rows < 8 * mr and rows < m and batch * -(-m // (2 * rows)) * -(-n // cols) >= 4 * self.caps.units:
+            rows *= 2
         depth = 128
+        groups = (-(-m // rows), -(-n // cols), batch)
+        tail = n % cols
+        _, m, n, k = self.generalise()
+        p = self.p
+        tail = tail or isinstance(n, str)                 # an argument: other sizes will use the kernel too
         vec = f"{acc}{lanes}"
         cells = [(i, j) for i in range(mr) for j in range(nv)]
         zero = ctext.literal(0, p.dtype)
@@ -275,7 +314,6 @@ class _Emitter:
             "      const int kx = kt + kk;",
             f"      ka[kk] = {self.offset(p.k, 'lhs', 'kx')};",
         ]
-        tail = n % cols
         contiguous = len(p.n) == 1 and p.n[0].rhs == 1 and acc == self.memory
         fill = [f"      const {self.int} kb = b0 + {self.offset(p.k, 'rhs', 'kx')};"]
         scalar_fill = f"for (int j = 0; j < {cols}; j++) {{ const int s = n0 + j; pack[kk * {cols} + j] = s < {n} ? {self.load('b', 'kb + ' + self.offset(p.n, 'rhs', 's'))} : {zero}; }}"
@@ -292,7 +330,7 @@ class _Emitter:
             lines += fill + [f"      {scalar_fill}", "    }"]
         lines += [f"    for (int i0 = 0; i0 < {rows} && m0 + i0 < {m}; i0 += {mr}) {{"]
         for i in range(mr):                               # rows past the end repeat the last one; they are not stored
-            lines.append(f"      const int r{i} = min(m0 + i0 + {i}, {m - 1}); const {self.int} q{i} = a0 + {self.offset(p.m, 'lhs', f'r{i}')};")
+            lines.append(f"      const int r{i} = min(m0 + i0 + {i}, {m} - 1); const {self.int} q{i} = a0 + {self.offset(p.m, 'lhs', f'r{i}')};")
         lines += [f"      {vec} s{i}_{j} = vload{lanes}(0, sums + (i0 + {i}) * {cols} + {j * lanes});" for i, j in cells]
         lines.append("      for (int kk = 0; kk < kn; kk++) {")
         lines.append(f"        const {self.int} x = ka[kk];")
@@ -307,4 +345,4 @@ class _Emitter:
                   "    const int r = m0 + i;", f"    const {self.int} cr = c0 + {self.offset(p.m, 'out', 'r')};",
                   f"    for (int j = 0; j < {cols} && n0 + j < {n}; j++) {{ const int s = n0 + j; const {self.int} at = cr + {self.offset(p.n, 'out', 's')}; "
                   f"{self.store('at', f'sums[i * {cols} + j]')} }}", "  }"]
-        return self.kernel("\n".join(lines) + "\n", (-(-m // rows), -(-n // cols), batch), (1, 1, 1))
+        return self.kernel("\n".join(lines) + "\n", groups, (1, 1, 1))

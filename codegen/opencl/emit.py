@@ -280,6 +280,8 @@ class _FuncEmitter:
         for kind, payload in kernel.params:
             if kind == "constant":
                 params.append((kind, self.m.constant(payload)))
+            elif kind == "number":
+                params.append((kind, payload))
             else:
                 params.append((kind, self.slot(payload) if kind in ("buffer", "scalar") else None))
             kinds.append((kind, payload.type.dtype if kind == "scalar" else None))

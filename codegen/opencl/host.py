@@ -163,6 +163,8 @@ class Launch:
                 args += env[p]
             elif kind == "scalar":
                 args.append(int(env[p]) if env[p] is True or env[p] is False else env[p])
+            elif kind == "number":
+                args.append(p)
             elif kind == "constant":
                 args.append(rt.constants[p])
             elif kind == "error":
@@ -394,6 +396,8 @@ def argument_dtypes(kinds: list[tuple[str, DType | None]]) -> list:
             out += [None, np.int64]
         elif kind == "scalar":
             out.append(np.dtype(NUMPY_ARGUMENT[dtype.name]).type)
+        elif kind == "number":
+            out.append(np.int32)
         elif kind == "error":
             out += [None, np.int32]
         else:

@@ -26,7 +26,7 @@ SCRATCH_ITEMS = 4096           # work-items of a kernel that needs scratch memor
 class Kernel:
     """A kernel's text, with @NAME@ for its name, and what a launch gives it, in parameter order.
 
-    params: ("buffer", Value) -> memory and element offset; ("scalar", Value); ("constant", Op); ("error", first op number) -> error
+    params: ("buffer", Value) -> memory and element offset; ("scalar", Value); ("number", int); ("constant", Op); ("error", first op number) -> error
     words and number; ("scratch", None).
     """
 
