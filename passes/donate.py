@@ -70,6 +70,7 @@ def _collect(block: Block, homes: dict[Value, int], sites: dict[str, list[_Site]
             _collect(op.regions[0], {}, sites)
             _collect(op.regions[1], {a: i for i, a in enumerate(op.regions[1].args)}, sites)
         elif op.name == "scf.if":                      # a donated value whose place a result of the `if` takes
-            inner = {v: k for v, r in homes.items() for k, x in enumerate(op.results) if returned[r] is x and last.get(v) == pos}
+            number = {x: k for k, x in enumerate(op.results)}
+            inner = {v: number[returned[r]] for v, r in homes.items() if returned[r] in number and last.get(v) == pos}
             for region in op.regions:
                 _collect(region, inner, sites)

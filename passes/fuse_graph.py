@@ -32,6 +32,8 @@ class Graph:
 
     def __init__(self, block: Block):
         self.block = block
+        self.arguments = set(block.args)
+        self._inner: dict[Op, list[Value]] = {}
         self.order = list(block.ops)
         self.position = {op: i for i, op in enumerate(self.order)}
         self.defined: dict[Value, Op] = {r: op for op in self.order for r in op.results}
@@ -64,8 +66,11 @@ class Graph:
         """Operands of the op and what its regions use from this block."""
         if not op.regions:
             return op.operands
-        inner = [v for r in op.regions for o in r.walk() for v in o.operands if v in self.defined or v in self.block.args]
-        return [*op.operands, *inner]
+        found = self._inner.get(op)
+        if found is None:
+            inner = [v for r in op.regions for o in r.walk() for v in o.operands if v in self.defined or v in self.arguments]
+            found = self._inner[op] = list(dict.fromkeys([*op.operands, *inner]))
+        return found
 
     # ---- which ops ----
     def fusible(self, op: Op) -> bool:
