@@ -94,12 +94,13 @@ class Base:
         steps = "<" + ", ".join(f"i32 {i}" for i in range(self.w)) + ">"
         return f.op(f"icmp slt <{self.w} x i32> {steps}, {all_}", "m")
 
-    def vload(self, f: Fn, ptr: str, mask: str | None = None) -> str:
+    def vload(self, f: Fn, ptr: str, mask: str | None = None, other: str = "zeroinitializer") -> str:
+        """`other`: what inactive lanes are."""
         if mask is None:
             return f.load(self.v, ptr, self.size)
         m = f"<{self.w} x i1>"
         name = f.module.intrinsic(self.v, f"llvm.masked.load.{self.suffix}.p0", "ptr", "i32", m, self.v)
-        return f.op(f"call {self.v} {name}(ptr {ptr}, i32 {self.size}, {m} {mask}, {self.v} zeroinitializer)", "l")
+        return f.op(f"call {self.v} {name}(ptr {ptr}, i32 {self.size}, {m} {mask}, {self.v} {other})", "l")
 
     def vstore(self, f: Fn, value: str, ptr: str, mask: str | None = None) -> None:
         if mask is None:

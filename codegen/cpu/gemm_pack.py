@@ -130,6 +130,43 @@ class Pack(Base):
         f.label(out)
         return n
 
+    def few_runs(self, f: Fn, parts: int, valid: str, offset, done: str) -> None:
+        """The usual case of a convolution: every vector of a panel is made of at most three runs of neighbouring i. Each k
+        takes one load per run, merged by masks, and one store. Leaves to `done` when it applied."""
+        w, e = self.w, self.e
+        vectors, complete = [], "true"
+        smax = f.module.intrinsic("i64", "llvm.smax.i64", "i64", "i64")
+        for p in range(parts):
+            room = f.op(f"call i64 {smax}(i64 {f.imin(f.isub(valid, str(p * w)), str(w))}, i64 0)")
+            start, segments = "0", []
+            for _ in range(3):
+                at = f.imin(f.iadd(start, str(p * w)), f.isub(valid, "1"))
+                left = f.isub(room, start)
+                run = f.imin(self.run_length(f, "%it", at, left), left)
+                stop = f.iadd(start, run)
+                below = self.mask(f, stop)
+                mask = below if not segments else f.op(f"and <{w} x i1> {below}, {f.op(f'xor <{w} x i1> {self.mask(f, start)}, splat (i1 true)')}")
+                segments.append((f.isub(offset("%it", at), start), mask))
+                start = stop
+            vectors.append(segments)
+            complete = f.both(complete, f.icmp("sge", start, room))
+        fast, other = f.new_label("few_runs"), f.new_label("many_runs")
+        enough = f.either(f.icmp("sge", self.run_length(f, "%it", "0", f.imin(valid, "8")), "8"), f.icmp("sle", "%kc", "8"))
+        first_long = f.icmp("sge", self.run_length(f, "%kt", "0", f.imin("%kc", "8")), "8")
+        wanted = f.either(enough, f.op(f"xor i1 {first_long}, true"))
+        f.branch(f.both(complete, wanted), fast, other)
+        f.label(fast)
+        with f.loop("0", "%kc") as k:
+            src = f.gep(e, "%src", offset("%kt", k.index))
+            dst = f.gep(e, "%dst", f.imul(k.index, "%h"))
+            for p, segments in enumerate(vectors):
+                value = "zeroinitializer"
+                for shift, mask in segments:
+                    value = self.vload(f, f.gep(e, src, shift), mask, value)
+                self.vstore(f, value, f.gep(e, dst, str(p * w)))
+        f.jump(done)
+        f.label(other)
+
     def pack_tables(self, name: str, parts: int) -> None:
         """dst[k * h + i] = src[it[i] + kt[k]]: by runs of neighbouring i, or transposing runs of neighbouring k."""
         f = Fn(self.m, f"internal void @{name}(ptr noalias %dst, ptr noalias %src, ptr %it, ptr %kt, i64 %h, i64 %most, i64 %kc)", "#2")
@@ -157,6 +194,8 @@ class Pack(Base):
             f.jump(head)
             f.label(out)
         by_i, by_k, done = f.new_label("by_i"), f.new_label("by_k"), f.new_label("done")
+        if self.target.masked:
+            self.few_runs(f, parts, valid, offset, done)
         run_i = self.run_length(f, "%it", "0", valid)
         run_k = self.run_length(f, "%kt", "0", f.imin("%kc", str(w)))
         if not self.target.masked:
