@@ -88,6 +88,9 @@ def bind_params(el: Elaborator, what: str, params: list[A.Param], ca: CallArgs, 
     if len(ca.pos) > len(params):
         el.fail(ca.spans[len(params)], f"{what} takes {_count(len(params), 'argument')}, got {len(ca.pos) + len(ca.kw)}",
                 hint=f"its parameters are: {', '.join(p.name for p in params)}" if params else None, notes=notes)
+    if len({p.name for p in params}) != len(params):
+        twice_named = next(p for i, p in enumerate(params) if p.name in [q.name for q in params[:i]])
+        el.fail(twice_named.span, f"parameter `{twice_named.name}` is declared twice")
     out: list[tuple[A.Param, object, Span]] = []
     kw = ca.kw
     used = 0
@@ -226,7 +229,8 @@ def call_layer(el: Elaborator, inst: LayerInstance, ca: CallArgs, span: Span) ->
 
 # ---- operations -------------------------------------------------------------------------------------------------------
 
-ALIASES = {"axis": "dim", "keepdims": "keepdim", "input": "x", "dims": "dim", "other": "y", "a": "x", "axes": "dim"}
+ALIASES = {"axis": "dim", "keepdims": "keepdim", "input": "x", "dims": "dim", "other": "y", "a": "x", "axes": "dim",
+           "classes": "num_classes", "fill_value": "value", "indices": "index"}
 
 
 class BuiltinContext:
@@ -606,6 +610,7 @@ def elaborate(el: Elaborator, fn: FnValue, scope: Scope, sig: Signature, names: 
     inner_sig.dims, inner_sig.packs, inner_sig.dtypes, inner_sig.origins = sig.dims, sig.packs, sig.dtypes, sig.origins
     enter(el, fn, span)
     before, errors = len(el.diags.items), len(el.diags.errors)
+    value: object = POISON
     try:
         with el.in_frame(frame):
             value = run_body(el, fn, inner, inner_sig)
@@ -614,7 +619,7 @@ def elaborate(el: Elaborator, fn: FnValue, scope: Scope, sig: Signature, names: 
     finally:
         el.active.pop()
         place_errors(el, fn, before, span)
-    if len(el.diags.errors) > errors:
+    if value is POISON or len(el.diags.errors) > errors:
         raise Poisoned
     spec, results = flatten(value)
     if any(isinstance(s, FnValue | Transform) and captures(s) for s in statics(spec)):

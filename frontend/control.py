@@ -284,10 +284,11 @@ def while_(el: Elaborator, node: A.While, scope: Scope) -> object:
     if frame is None:
         return static_while(el, node, scope, carries)
     cells: list[Cell] = []
+    counter: Cell | None = None                                # counts the steps where random keys depend on them
     for _ in range(8):
         errors = len(el.diags.errors)
         specs, leaves = carries.start(node.span)
-        cell_values = [el.read(c, scope, node.span) for c in cells]
+        cell_values = [el.b(node.span).constant(0, INDEX) if c is counter else el.read(c, scope, node.span) for c in cells]
         types = [v.type for v in leaves]
         all_types = types + [v.type for v in cell_values]
 
@@ -317,19 +318,23 @@ def while_(el: Elaborator, node: A.While, scope: Scope) -> object:
                 el.fail(node.cond.span, f"a condition cannot write state (`{changed[0].name}`)")
         test.terminate([c])
         yields, frame.yields = frame.yields, None
-        steps, plain = frame.key_steps, frame.key
+        steps, draws = frame.key_steps, frame.sites
         with frame.region(all_types) as body:
             inner = Scope(scope)
             enter(body, inner)
-            draws = frame.sites
+            if counter is not None:
+                frame.key_steps = [*steps, frame.cells[counter]]
             try:
                 value = el.run_block(node.body.stmts, inner)
+                if counter is not None:
+                    b = el.b(node.span)
+                    frame.write(counter, b.add(frame.cells[counter], b.constant(1, INDEX)))
             finally:
                 frame.yields, frame.key_steps = yields, steps
-        if frame.sites > draws:
-            el.fail(node.span, "random numbers in a `while` need a key of their own in each step",
-                    hint="carry a key: `while .. with k = key { let (k, now) = split(k); .. }`, or use `scan`")
-        del plain
+        if frame.sites > draws and counter is None:
+            counter = Cell("step", INDEX, "counter")
+            cells = [*cells, counter]
+            continue
         if any(isinstance(x, Signal) for x in body.changed):
             el.fail(node.span, "a layer that a rule learns cannot be called in a `while`", hint="`scan` keeps its signals, stacked over time")
         written = [x for x in open_cells(el, body) if x not in cells]
@@ -342,7 +347,8 @@ def while_(el: Elaborator, node: A.While, scope: Scope) -> object:
         body.terminate(nexts + [body.changed.get(c, a) for c, a in zip(cells, body.block.args[len(types):])])
         op = el.b(node.span).op("scf.while", leaves + cell_values, {}, [test.block, body.block])
         for c, v in zip(cells, op.results[len(types):]):
-            frame.write(c, v)
+            if c is not counter:
+                frame.write(c, v)
         frame.effects += 1 if not node.carries else 0
         return carries.result(_parts(specs, op.results)) if node.carries else UNIT
     el.fail(node.span, "the types of this loop's values do not settle")
@@ -598,9 +604,38 @@ def loop(el: Elaborator, node: A.Scan, items: object, reverse: bool, scope: Scop
 
 
 def run_time_range(el: Elaborator, node: A.Scan, items: RangeValue, reverse: bool, scope: Scope) -> object:
-    """A scan whose bounds are known only when running: a while loop, so it cannot yield."""
-    el.fail(node.iterable.span, "the length of a `scan` has to be known when compiling",
-            hint="`while i < n with i = 0, .. { .. }` repeats a run-time number of times")
+    """A scan whose bounds are known only when running, written as the `while` that it is; so it cannot yield."""
+    for n in node.body.stmts:
+        if isinstance(n, A.Yield):
+            el.fail(node.iterable.span, "the length of a `scan` that yields has to be known when compiling",
+                    notes=[(n.span, "its yields would be stacked")])
+    span = node.iterable.span
+    b = el.b(span)
+    start, stop = (as_tensor(b, v) for v in (items.start, items.stop))
+    inner = Scope(scope, {"$start": b.sub(stop, 1) if reverse else start, "$stop": start if reverse else stop})
+
+    def name(text: str) -> A.Name:
+        return A.Name(span, text)
+
+    def number(k: int) -> A.Int:
+        return A.Int(span, k)
+
+    parts = [f"${k}" for k in range(len(node.carries))]
+    test = A.Compare(span, [name("$i"), name("$stop")], [">=" if reverse else "<"], [span])
+    step = A.Binary(span, "-" if reverse else "+", name("$i"), number(1), span)
+    body: list[A.Node] = [A.Let(span, node.pattern, None, name("$i"))]
+    if len(parts) == 1:
+        body.append(A.Let(node.body.span, A.NamePattern(span, parts[0]), None, node.body))
+    elif parts:
+        body.append(A.Let(node.body.span, A.TuplePattern(span, [A.NamePattern(span, p) for p in parts]), None, node.body))
+    else:
+        body += node.body.stmts
+    value = A.Tuple(span, [step, *map(name, parts)]) if parts else step
+    block = A.Block(node.body.span, [*body, A.ExprStmt(span, value)])
+    index = A.Carry(span, A.NamePattern(span, "$i"), name("$start"), False)
+    out = while_(el, A.While(node.span, test, [index, *node.carries], block), inner)
+    el.frame.effects += 0 if parts else 1
+    return UNIT if not parts else out[1] if len(parts) == 1 else out[1:]
 
 
 __all__ = ["condition", "static_items", "Block", "Dim", "CompileError", "LayerInstance"]

@@ -225,3 +225,21 @@ def test_integers_and_indices():
 
 
 assert i64 is DTYPES["i64"]
+
+
+def test_loops_of_run_time_length():
+    text = """
+    fn total(x: f32[n], len: i64) { scan t in 0..len with s = 0.0 { s + x[t] } }
+    fn backwards(x: f32[n], len: i64) { let (s, k) = scan t in reversed(1..len) with s = 0.0, k = 1.0 { (s + k * x[t], 2 * k) }; s }
+    fn walk(n: i64, key: key) { while abs(x) < 3 with x = 0.0 { x + normal(0, 1, size = []) } }
+    """
+    x = np.float32([1, 2, 3, 4])
+    assert run(text, "total", x, np.array(3)) == 6 and run(text, "total", x, np.array(0)) == 0
+    assert run(text, "backwards", x, np.array(4)) == 4 + 2 * 3 + 4 * 2
+    assert abs(run(text, "walk", np.array(1))) >= 3
+
+
+def test_parameters_named_twice():
+    from engram.compiler.diagnostics import CompileError
+    with pytest.raises(CompileError, match="declared twice"):
+        run("fn f(x: f32, x: f32) { x }\n", "f", np.array(1, np.float32), np.array(1, np.float32))
