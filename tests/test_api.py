@@ -192,6 +192,14 @@ def test_fit(mlp, digits):
     assert more.history["loss"][0] < h.history["loss"][1]
 
 
+@pytest.mark.parametrize("optimizer", [eg.SGD(0.1, momentum=0.9, nesterov=True), eg.AdamW(3e-3), eg.RMSprop(1e-3), eg.Lion(1e-3),
+                                       eg.Adam(eg.expr("cosine(step, steps, 1e-2)")), eg.rule("adagrad", lr=0.03)], ids=lambda o: o.name)
+def test_optimizers(mlp, digits, optimizer):
+    mlp.compile(loss="cross_entropy", optimizer=optimizer)
+    h = mlp.fit(*digits, epochs=3, verbose=0).history["loss"]
+    assert h[2] < h[0] * 0.6
+
+
 def test_fit_twice_equals_the_optimizer_going_on(request, digits):
     x, y = digits[0][:320], digits[1][:320]
 

@@ -105,6 +105,22 @@ def test_import_engram_is_light():
     assert not {m.split(".")[0] for m in loaded} & HEAVY
 
 
+def test_every_folder_and_data_file_is_packaged():
+    """A folder or a library file that pyproject.toml forgets would be missing from the wheel only."""
+    import tomllib
+    tool = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]
+    found = {".".join(["engram", *p.parent.relative_to(ROOT).parts]).replace("engram.engram", "engram")
+             for f in FOLDERS for p in (ROOT / f).rglob("__init__.py")}
+    assert found == set(tool["packages"])
+    for package, patterns in tool["package-data"].items():
+        folder = ROOT / tool["package-dir"][package]
+        assert all(list(folder.glob(p)) for p in patterns), package
+    data = [p for f in FOLDERS for p in (ROOT / f).rglob("*") if p.is_file() and p.suffix not in (".py", ".pyc")]
+    covered = [q for package, patterns in tool["package-data"].items() for p in patterns
+               for q in (ROOT / tool["package-dir"][package]).glob(p)]
+    assert set(data) <= set(covered), sorted(set(data) - set(covered))
+
+
 def test_the_walk_sees_violations(tmp_path):
     """The test itself must be able to fail."""
     bad = tmp_path / "bad.py"
