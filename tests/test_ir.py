@@ -1,7 +1,6 @@
 """The IR's textual form and verifier: printing and parsing are exact inverses; every invariant is caught, all errors at once."""
 import numpy as np
 import pytest
-
 from engram.compiler.ir import Block, Func, Loc, Module, Op, TensorType, bf16, bool_, f32, f64, i64
 from engram.compiler.ir.builder import Builder
 from engram.compiler.ir.dims import Dim, divide, maybe_equal
