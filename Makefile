@@ -2,7 +2,7 @@
 PYTHON ?= python3
 
 .DEFAULT_GOAL := help
-.PHONY: help install test test-quick lint bless tour bench
+.PHONY: help install test test-quick nightly lint bless docs tour bench
 
 help:            ## print these targets
 	@grep -E '^[a-z-]+: *.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## */  \1	/' | expand -t 16
@@ -16,11 +16,17 @@ test:            ## run all tests
 test-quick:      ## run the tests that take less than a second each
 	$(PYTHON) -m pytest -m "not slow" -x
 
+nightly:         ## the tests on generated programs with 20 times as many, new ones each time
+	ENGRAM_NIGHTLY=1 $(PYTHON) -m pytest tests/test_differential.py tests/test_differential_ops.py
+
 lint:            ## check the style
 	$(PYTHON) -m ruff check .
 
 bless:           ## accept the current output of the golden tests (look at the diff before you commit it)
-	ENGRAM_BLESS=1 $(PYTHON) -m pytest tests/ -k golden
+	ENGRAM_BLESS=1 $(PYTHON) -m pytest tests/ -k "golden or diagnostic"
+
+docs:            ## write docs/reference from the op table
+	$(PYTHON) -m engram.docs
 
 tour:            ## run every example on every backend, briefly
 	for b in cpu opencl; do for f in examples/*.nn; do $(PYTHON) -m engram run $$f --backend $$b --out out/tour/$$b || exit 1; done; done

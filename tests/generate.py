@@ -46,7 +46,7 @@ class Maker(Steps):
         if not o.smooth and not o.wild:
             table += [(1, self.bitcast), (1, self.stop)]
         if not o.wild:
-            table += [(10, self.dot), (3, self.windows), (3, self.cumulate)]
+            table += [(10, self.dot), (4, self.product), (3, self.windows), (3, self.cumulate)]
         if o.nn and not o.wild:
             table += [(8, self.activation), (6, self.softmax)]
             table += [] if o.smooth else [(3, self.cross_entropy), (2, self.one_hot), (2, self.random_floats)]

@@ -249,8 +249,8 @@ class Steps(Values):
         batch = [d for d in dims if d not in contract and self.chance(25)]
         free = [d for d in dims if d not in contract and d not in batch]
         # the other operand: batch and contracted dims of x in any order, and free dims of its own
-        own = [self.int(1, 5) for _ in range(self.weighted([(1, 6), (0, 2), (2, 1)]))]
-        if math.prod(own) * math.prod(x.type.shape[d] for d in batch + free) > MAX_NUMEL or math.prod(own) * x.type.numel > 12 * MAX_NUMEL:
+        own = [self.dim() for _ in range(self.weighted([(1, 6), (0, 2), (2, 1)]))]
+        if math.prod(own) * math.prod(x.type.shape[d] for d in batch + free) > MAX_NUMEL or math.prod(own) * x.type.numel > 25 * MAX_NUMEL:
             own = []
         slots = [("b", d) for d in batch] + [("c", d) for d in contract] + [("f", n) for n in own]
         for i in range(len(slots) - 1):
@@ -271,6 +271,26 @@ class Steps(Values):
             x, y = y, x
             attrs = {"lhs_batch": attrs["rhs_batch"], "rhs_batch": batch, "lhs_contract": attrs["rhs_contract"], "rhs_contract": contract}
         self.emit(s, "tensor.dot_general", [x, y], attrs, bounds)
+
+    def product(self, s: Scope) -> None:
+        """A matrix product, or a batch of two, too large to be a plain loop: by transposes of operands and bias as they come."""
+        dt = self.weighted([(d, w) for d, w in self.o.dtypes if d.is_float])
+        big = self.find(s, lambda v: v.type.dtype is dt and v.type.rank == 2 and min(v.type.shape) >= 9 and v.type.numel >= 150)
+        batch = [2] if self.chance(20) else []
+        m, k = big.type.shape if big is not None else (self.int(9, 24), self.int(9, 24))
+        n = self.int(2100 // (m * k) + 1, 2100 // (m * k) + 9)
+        flips, sides = [], []
+        for rows, cols in ((m, k), (k, n)):
+            flip = self.chance(30)
+            shape = (*batch, cols, rows) if flip else (*batch, rows, cols)
+            sides.append(self.scaled(s, self.conform(s, TensorType(dt, shape)), 2))
+            flips.append(flip)
+        c = len(batch)
+        attrs = {"lhs_batch": list(range(c)), "rhs_batch": list(range(c)), "lhs_contract": [c + (not flips[0])], "rhs_contract": [c + flips[1]]}
+        size = k * self.info[sides[0]].size * self.info[sides[1]].size
+        y = self.emit(s, "tensor.dot_general", sides, attrs, (-size, size))
+        if self.chance(50):
+            y = self.ew(s, "add", y, self.conform(s, y.type, y), bounds=(-size - LIMIT, size + LIMIT)) if self.info[y].size < LIMIT else self.tame(s, y)
 
     # indexing
     def indices(self, s: Scope, shape, n: int, dtype: DType = i64) -> Value:

@@ -16,7 +16,7 @@ from engram.compiler.ir.types import DType, u32, u64
 from engram.compiler.ops import OPS
 from hypothesis import strategies as st
 
-MAX_NUMEL = 420          # elements of one value: the interpreter is plain Python
+MAX_NUMEL = 640          # elements of one value: the interpreter is plain Python
 LIMIT = 64.0             # floats beyond this are scaled down before they go on
 ARGUMENT = 4.0           # floats handed to a function or carried by a loop are within +-ARGUMENT
 
@@ -78,7 +78,7 @@ class Values:
         self.info: dict[Value, Info] = {}
         self.helpers: dict[str, list[Info]] = {}           # function -> infos of its results
         self.line = 0
-        self.common = [self.any_dim() or 2 for _ in range(3)]
+        self.common = [self.any_dim() or 2, self.int(2, 6), self.int(2, 6), self.int(9, 24)]
         self.rng = np.random.default_rng(self.int(0, 2**20))
 
     # ---- choices ----

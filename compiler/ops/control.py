@@ -48,7 +48,15 @@ def _while(types, attrs, regions):
 
 row("scf.while", "Repeats body(carries) while cond(carries) holds; gives the last carries.", "*inits", _while,
     "not differentiable in reverse mode: the number of steps is known only while running", n_regions=2,
-    example="%y = scf.while(%x) ({^(%a: f32[]): ... scf.yield(%c)}, {^(%a: f32[]): ... scf.yield(%b)}) : f32[]")
+    example="""%y = scf.while(%x) ({
+^(%a: f32[]):
+  %c = tensor.compare(%a, %limit) {predicate = "lt"} : bool[]
+  scf.yield(%c)
+}, {
+^(%a: f32[]):
+  %b = tensor.add(%a, %a) : f32[]
+  scf.yield(%b)
+}) : f32[]""")
 
 
 def _scan(types, attrs, regions):
@@ -70,7 +78,12 @@ def _scan(types, attrs, regions):
 row("scf.scan", "A loop of `length` steps: body(index, carries..., x[index]...) yields (carries..., ys...); results are the last carries and the ys "
     "stacked along a new first dim. `reverse` runs index from length - 1 down to 0 (ys stay at their index). Operands: n_carry initial carries, then xs.",
     "*operands", _scan, SPECIAL, attrs={"length": "int", "n_carry": "int", "reverse": "bool"}, n_regions=1,
-    example="%s, %ys = scf.scan(%s0, %xs) {length = 5, n_carry = 1, reverse = false} ({^(%i: i64[], %s: f32[], %x: f32[]): ... scf.yield(%s1, %y)}) : f32[], f32[5]")
+    example="""%s, %ys = scf.scan(%s0, %xs) {length = 5, n_carry = 1, reverse = false} ({
+^(%i: i64[], %a: f32[], %x: f32[]):
+  %b = tensor.add(%a, %x) : f32[]
+  %y = tensor.tanh(%b) : f32[]
+  scf.yield(%b, %y)
+}) : f32[], f32[5]""")
 
 
 def _assert(types, attrs, regions):
@@ -90,4 +103,9 @@ def _fused(types, attrs, regions):
 
 row("tensor.fused", "A group of base ops that becomes one kernel: its region sees the operands only, its yields are the results. Made by the pass `fuse`.",
     "*operands", _fused, SPECIAL, n_regions=1, attrs={"kind": "what the group is, for people"}, stages=BASE,
-    example="%y = tensor.fused(%x) {kind = \"elementwise\"} ({^(%a: f32[8]): ... scf.yield(%b)}) : f32[8]")
+    example="""%y = tensor.fused(%x) {kind = "elementwise"} ({
+^(%a: f32[8]):
+  %b = tensor.mul(%a, %a) : f32[8]
+  %c = tensor.exp(%b) : f32[8]
+  scf.yield(%c)
+}) : f32[8]""")

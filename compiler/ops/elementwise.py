@@ -197,7 +197,7 @@ def _bitcast(types, attrs, regions):
 
 _both("bitcast", "The same bits as another type of the same width.", "x", _bitcast,
       "not differentiable: it works on representations", attrs={"dtype": "the new element type"},
-      example="%y = tensor.bitcast(%x) {dtype = u32} : u32[4]", samples=[S("f32[3,5]", dtype=u32), S(("i32[3,5]", 0, 2**30), dtype=f32)])
+      example="%y = tensor.bitcast(%x) {dtype = u32} : u32[3,5]", samples=[S("f32[3,5]", dtype=u32), S(("i32[3,5]", 0, 2**30), dtype=f32)])
 
 
 def _const_scalar(types, attrs, regions):

@@ -30,7 +30,7 @@ def _dynamic_slice_grad(b, op, dys):
 
 
 row("tensor.dynamic_slice", "A block of `sizes` at run-time starts; out of range is an error.", "x *starts", _dynamic_slice, _dynamic_slice_grad,
-    attrs={"sizes": "per dim"}, example="%y = tensor.dynamic_slice(%x, %i, %j) {sizes = [1, 5]} : f32[1,5]",
+    attrs={"sizes": "per dim"}, example="%y = tensor.dynamic_slice(%x, %i, %j) {sizes = [2, 2]} : f32[2,2]",
     samples=[S("f32[4,5]", ("i64[]", 0, 2), ("i64[]", 0, 3), sizes=[2, 2])])
 
 
@@ -106,7 +106,7 @@ def _take_along_grad(b, op, dys):
 
 
 row("tensor.take_along", "torch.gather: y[.., j, ..] = x[.., indices[.., j, ..], ..] along dim.", "x indices", _take_along, _take_along_grad, attrs={"dim": "int"},
-    example="%y = tensor.take_along(%x, %i) {dim = 1} : f32[4,1]", samples=[S("f32[4,5]", ("i64[4,2]", 0, 4), dim=1), S("f32[4,5]", ("i64[2,5]", 0, 3), dim=0)])
+    example="%y = tensor.take_along(%x, %i) {dim = 1} : f32[4,2]", samples=[S("f32[4,5]", ("i64[4,2]", 0, 4), dim=1), S("f32[4,5]", ("i64[2,5]", 0, 3), dim=0)])
 
 
 def _put_along(types, attrs, regions):

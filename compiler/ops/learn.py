@@ -106,7 +106,7 @@ row("learn.update", "One application of a learning rule to one layer instance; r
     "*operands", _update, "a rule's update is not differentiated",
     attrs={"rule": "function", "layer": "path", "roles": "texts", "writes": "operand indices", "rule_name": "text", "nonlocal": "bool",
            "forward": "call description, optional"},
-    stages=FRONT, example='%w2 = learn.update(%pre, %out, %w) {rule = "hebb", layer = "hidden", roles = ["signal:pre", "signal:out", "param:hidden.w"], writes = [2]} : f32[64,128]')
+    stages=FRONT, example='%w2 = learn.update(%pre, %out, %w) {rule = "hebb", rule_name = "hebb", layer = "hidden", nonlocal = false, roles = ["signal:pre", "signal:out", "param:hidden.w"], writes = [2]} : f32[64,128]')
 
 
 def _local(types, attrs, regions):

@@ -39,7 +39,7 @@ def _global(types, attrs, regions):
 
 
 _loop("constant", "A read-only buffer with the given elements (an ndarray of its shape).", "", _global, attrs={"type": "BufferType", "value": "ndarray"},
-      example="%c = loop.constant() {value = dense<...>, type = buf<f32[8]>} : buf<f32[8]>")
+      example='%c = loop.constant() {value = dense<f32[2], "0000803f00000040">, type = buf<f32[2]>} : buf<f32[2]>')
 
 
 def _view(types, attrs, regions):
@@ -78,7 +78,13 @@ def _parallel(types, attrs, regions):
 
 _loop("parallel", "Independent iterations over 0..extent in each dim (row-major order of nesting, any order of execution, implicit join). No iteration "
       "reads what another writes.", "", _parallel, attrs={"extents": "sizes"}, n_regions=1, pure=False,
-      example="loop.parallel() {extents = [32, 64]} ({^(%i: i64, %j: i64): ... scf.yield()})")
+      example="""loop.parallel() {extents = [32, 64]} ({
+^(%i: i64, %j: i64):
+  %x = loop.load(%a, %i, %j) : f32
+  %y = scalar.exp(%x) : f32
+  loop.store(%y, %b, %i, %j)
+  scf.yield()
+})""")
 
 
 def _for(types, attrs, regions):
@@ -92,7 +98,12 @@ def _for(types, attrs, regions):
 _loop("for", "Sequential: index lo, lo + step ... below hi, carrying scalars. `independent = true` (optional; never with carried scalars) promises that no "
       "iteration reads what another writes, so that they may become lanes of a vector.", "lo hi *inits", _for,
       attrs={"step": "int > 0", "independent": "bool, optional"}, n_regions=1, pure=False,
-      example="%s = loop.for(%lo, %hi, %s0) {step = 1} ({^(%i: i64, %s: f32): ... scf.yield(%s2)}) : f32")
+      example="""%s = loop.for(%lo, %hi, %s0) {step = 1} ({
+^(%i: i64, %t: f32):
+  %x = loop.load(%a, %i) : f32
+  %u = scalar.add(%t, %x) : f32
+  scf.yield(%u)
+}) : f32""")
 
 
 def _reduce(types, attrs, regions):
@@ -105,7 +116,11 @@ def _reduce(types, attrs, regions):
 
 _loop("reduce", "Combines the scalars yielded for lo <= index < hi with `kinds` (identity over an empty range; max and min propagate NaN). The order is the "
       "backend's, fixed by the shapes alone; add and mul of floats may regroup, the others are exact.", "lo hi", _reduce, attrs={"kinds": " ".join(REDUCERS)}, n_regions=1, pure=False,
-      example='%s = loop.reduce(%lo, %hi) {kinds = ["add"]} ({^(%k: i64): ... scf.yield(%x)}) : f32')
+      example="""%s = loop.reduce(%lo, %hi) {kinds = ["add"]} ({
+^(%k: i64):
+  %x = loop.load(%a, %k) : f32
+  scf.yield(%x)
+}) : f32""")
 
 
 def _if(types, attrs, regions):
@@ -122,9 +137,31 @@ def _while(types, attrs, regions):
 
 
 _loop("if", "The first region when the condition holds, else the second; their yields are the results.", "cond", _if, n_regions=2, pure=False,
-      example="loop.if(%c) ({^(): ... scf.yield()}, {^(): scf.yield()})")
+      example="""loop.if(%c) ({
+^():
+  loop.copy(%d, %s)
+  scf.yield()
+}, {
+^():
+  scf.yield()
+})""")
 _loop("while", "Repeats the second region while the first yields true; state lives in buffers.", "", _while, n_regions=2, pure=False,
-      example="loop.while() ({^(): ... scf.yield(%c)}, {^(): ... scf.yield()})")
+      example="""loop.while() ({
+^():
+  %x = loop.load(%cell) : f32
+  %c = scalar.compare(%x, %limit) {predicate = "lt"} : bool
+  scf.yield(%c)
+}, {
+^():
+  loop.parallel() {extents = []} ({
+  ^():
+    %y = loop.load(%cell) : f32
+    %z = scalar.add(%y, %y) : f32
+    loop.store(%z, %cell)
+    scf.yield()
+  })
+  scf.yield()
+})""")
 
 
 def _contract(types, attrs, regions):

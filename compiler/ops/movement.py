@@ -154,7 +154,7 @@ def _pad_grad(b, op, dys):
 
 row("tensor.pad", "Puts `value` before (low), after (high) and between (interior) the elements; negative low or high crop.", "x value",
     _pad, _pad_grad, attrs={"low": "per dim", "high": "per dim", "interior": "per dim, >= 0"},
-    example="%y = tensor.pad(%x, %v) {low = [1], high = [2], interior = [0]} : f32[8]",
+    example="%y = tensor.pad(%x, %v) {low = [-1], high = [2], interior = [0]} : f32[7]",
     samples=[S("f32[3,5]", "f32[]", low=[1, 0], high=[0, 2], interior=[0, 1]), S("f32[6]", "f32[]", low=[-1], high=[2], interior=[0])])
 
 

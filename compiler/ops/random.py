@@ -30,7 +30,7 @@ def _fold(types, attrs, regions):
 
 
 row("random.fold_in", "A new key from a key and an integer: words 0 (low) and 1 (high) of Philox(key, counter data, domain 1).", "key data", _fold, NONE,
-    example="%k2 = random.fold_in(%k, %i) : u64[]", samples=[S(("u64[4]", 0, 2**40), ("i64[4]", 0, 99))])
+    example="%k2 = random.fold_in(%k, %i) : u64[4]", samples=[S(("u64[4]", 0, 2**40), ("i64[4]", 0, 99))])
 
 
 def _philox(types, attrs, regions):
