@@ -89,8 +89,10 @@ class Body:
 
     def analyse(self) -> None:
         local: set[Value] = set(self.block.args)
+        carried = set(self.donated.values())
+        self.early = {r: v for r, v in enumerate(self.block.terminator.operands) if v in carried and r not in self.donated}
         for pos, op in enumerate(self.block.ops):
-            for v in _all_operands(op):
+            for v in _all_operands(op) if op is not self.block.terminator else [v for r, v in enumerate(op.operands) if r not in self.early]:
                 self.last[self.rep.get(v, v)] = pos
                 self.users.setdefault(v, []).append(op)
             local.update(op.results)
@@ -115,6 +117,9 @@ class Body:
     def run(self) -> None:
         from .lower_control import CONTROL
         from .lower_roots import ROOTS
+        for r, v in self.early.items():                # old carried values that are results as well: copied before they are overwritten
+            self.written(self.env[v], self.results[r], self.block.terminator.loc)
+            self.placed[r] = True
         for pos, op in enumerate(self.block.ops[:-1]):
             special = CONTROL.get(op.name) or ROOTS.get(op.name)
             if op.name == "tensor.constant":
