@@ -27,7 +27,18 @@ def builtin(*names: str, draws: bool = False) -> Callable:
 @functools.cache
 def builtin_scope() -> Scope:
     """The outermost scope of every program."""
-    from . import builtins_fn, builtins_make, builtins_math, builtins_nn, builtins_reduce, builtins_shape  # noqa: F401
+    from . import (  # noqa: F401
+        builtins_conv,
+        builtins_fn,
+        builtins_index,
+        builtins_loss,
+        builtins_make,
+        builtins_math,
+        builtins_nn,
+        builtins_norm,
+        builtins_reduce,
+        builtins_shape,
+    )
     scope = Scope(None, dict(TABLE))
     scope.names.update(DTYPES)
     scope.names.update(pi=math.pi, inf=math.inf, nan=math.nan, e=math.e, training=TRAINING,

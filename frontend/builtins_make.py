@@ -103,10 +103,11 @@ _like("ones_like", 1)
 
 
 @builtin()
-def full_like(cx, x, value):
+def full_like(cx, x, value, dtype=None):
     """A tensor of one number with x's shape and type."""
     t = cx.tensor(x).type
-    return constant(cx.b, value, t.dtype, t.shape) if is_weak(value) else cx.b.broadcast(cx.b.cast(cx.tensor(value, "value"), t.dtype), t.shape)
+    d = t.dtype if dtype is None else cx.dtype(dtype)
+    return constant(cx.b, value, d, t.shape) if is_weak(value) else cx.b.broadcast(cx.b.cast(cx.tensor(value, "value"), d), t.shape)
 
 
 @builtin()
@@ -148,8 +149,10 @@ def linspace(cx, start, end, steps, dtype=f32):
     """`steps` numbers from start to end, evenly spaced."""
     b = cx.b
     n, d = cx.int(steps, "steps"), cx.dtype(dtype)
-    if not isinstance(n, int) or n < 1:
-        cx.fail("`steps` is a positive number known when compiling", "steps")
+    if not isinstance(n, int) or n < 0:
+        cx.fail("`steps` is a number >= 0 known when compiling", "steps")
+    if all(isinstance(v, int | float) for v in (start, end)):  # known now: computed in f64, rounded once
+        return b.constant(np.linspace(start, end, n).astype(d.numpy), TensorType(d, (n,)))
     x = b.cast(b.iota((n,), 0, i64), d)
     lo, hi = (constant(b, v, d) if is_weak(v) else b.cast(cx.tensor(v), d) for v in (start, end))
     step = b.div(b.sub(hi, lo), float(max(n - 1, 1)))
@@ -165,12 +168,12 @@ def eye(cx, n, m=None, dtype=f32):
 
 
 @builtin()
-def one_hot(cx, x, classes, dtype=f32):
+def one_hot(cx, x, num_classes, dtype=f32):
     """1 at the index, else 0, along a new last dim."""
     x = cx.tensor(x)
     if not x.type.dtype.is_int:
         cx.fail(f"`one_hot` needs whole numbers, got {describe(x)}", "x")
-    return cx.op("nn.one_hot", [x], {"classes": _size(cx, classes), "dtype": cx.dtype(dtype)})
+    return cx.op("nn.one_hot", [x], {"classes": _size(cx, num_classes), "dtype": cx.dtype(dtype)})
 
 
 # ---- random -----------------------------------------------------------------------------------------------------------

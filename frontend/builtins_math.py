@@ -4,6 +4,7 @@ from __future__ import annotations
 import math
 
 from ..compiler.ir import Dim, TensorType, Value, bool_
+from ..compiler.ir.dims import divide
 from .builtins import builtin
 from .tensors import binary, common_dtype, is_weak, to_float, together
 from .values import Opaque, Quotient, describe
@@ -21,7 +22,7 @@ FLOAT = {
     "acosh": math.acosh, "atanh": math.atanh, "erf": math.erf, "erfc": math.erfc,
 }
 ANY = {"abs": abs, "neg": lambda x: -x, "sign": _sign}
-ROUND = {"floor": math.floor, "ceil": math.ceil, "round": round, "trunc": math.trunc}
+ROUND = {"floor": math.floor, "ceil": math.ceil, "trunc": math.trunc}
 
 
 def _static(cx, x, f, kind: str | None = None):
@@ -80,6 +81,23 @@ for _n, _f in ROUND.items():
     builtin(_n)(_round_op(_n, _f))
 
 
+@builtin("round")
+def round_(cx, x, decimals=0):
+    """The nearest number with so many decimals (negative: tens, hundreds ...), ties to even; integers stay as they are."""
+    n = cx.int(decimals, "decimals")
+    if is_weak(x):
+        v = _static(cx, x, lambda v: round(v, n) if n else round(v))
+        return float(v) if isinstance(x, float) and not isinstance(v, Opaque) else v
+    b, x = cx.b, cx.tensor(x)
+    if not x.type.dtype.is_float:
+        return x
+    if n == 0:
+        return b.round(x)
+    if n < 0:
+        return b.mul(b.round(b.div(x, 10.0 ** -n)), 10.0 ** -n)
+    return b.div(b.round(b.mul(x, 10.0 ** n)), 10.0 ** n)
+
+
 @builtin()
 def square(cx, x):
     """x * x."""
@@ -123,9 +141,21 @@ def _nn(name: str, f):
     return run
 
 
-for _n, _f in {"sigmoid": lambda x: 1 / (1 + math.exp(-x)), "silu": lambda x: x / (1 + math.exp(-x)),
-               "softplus": lambda x: max(x, 0) + math.log1p(math.exp(-abs(x)))}.items():
+for _n, _f in {"sigmoid": lambda x: 1 / (1 + math.exp(-x)), "silu": lambda x: x / (1 + math.exp(-x))}.items():
     builtin(_n, *({"silu": ("swish",)}.get(_n, ())))(_nn(_n, _f))
+
+
+@builtin()
+def softplus(cx, x, beta=1.0, threshold=20.0):
+    """log(1 + exp(beta * x)) / beta; where beta * x > threshold, x itself."""
+    b, k, limit = cx.b, _number(cx, beta, "beta"), _number(cx, threshold, "threshold")
+    if is_weak(x) and k == 1:
+        return _static(cx, x, lambda x: max(x, 0) + math.log1p(math.exp(-abs(x))), "float")
+    x = cx.float(x)
+    if k == 1 and limit == 20:                                 # beyond 20 the two agree to the last bit
+        return cx.op("nn.softplus", [x])
+    z = b.mul(x, k)
+    return b.select(b.compare("gt", z, limit), x, b.div(cx.op("nn.softplus", [z]), k))
 
 
 @builtin()
@@ -233,6 +263,68 @@ def logsigmoid(cx, x):
     return b.neg(cx.op("nn.softplus", [b.neg(x)]))
 
 
+@builtin()
+def softshrink(cx, x, lambd=0.5):
+    """x moved towards 0 by lambd; 0 within."""
+    x, b = cx.float(x), cx.b
+    k = _number(cx, lambd, "lambd")
+    low = b.select(b.compare("lt", x, -k), b.add(x, k), b.mul(x, 0.0))
+    return b.select(b.compare("gt", x, k), b.sub(x, k), low)
+
+
+@builtin()
+def hardshrink(cx, x, lambd=0.5):
+    """x, but 0 where |x| <= lambd."""
+    x, b = cx.float(x), cx.b
+    k = _number(cx, lambd, "lambd")
+    inside = b.ew("and", b.compare("ge", x, -k), b.compare("le", x, k))
+    return b.select(inside, 0.0, x)
+
+
+@builtin()
+def tanhshrink(cx, x):
+    """x - tanh(x)."""
+    x = cx.float(x)
+    return cx.b.sub(x, cx.b.tanh(x))
+
+
+@builtin()
+def threshold(cx, x, threshold, value):
+    """x where x > threshold, else value."""
+    x, b = cx.float(x), cx.b
+    return b.select(b.compare("le", x, _number(cx, threshold, "threshold")), _number(cx, value, "value"), x)
+
+
+@builtin()
+def glu(cx, x, dim=-1):
+    """The first half along dim times the sigmoid of the second."""
+    from .builtins_shape import cut
+    x, b = cx.float(x), cx.b
+    d = cx.dim(dim, x.type.rank)
+    n = x.type.shape[d]
+    if isinstance(n, int) and n % 2:
+        cx.fail(f"`glu` halves dimension {d} of {describe(x)}, whose size is odd", "x")
+    half = n // 2 if isinstance(n, int) else divide(n, 2)
+    return b.mul(cut(b, x, d, 0, half), cx.op("nn.sigmoid", [cut(b, x, d, half, n)]))
+
+
+@builtin()
+def prelu(cx, x, weight):
+    """x where x > 0, else weight * x; a weight for each channel (dim 1), or one."""
+    x, w, b = cx.float(x), cx.float(weight, "weight"), cx.b
+    if w.type.rank > 1:
+        cx.fail(f"`weight` of `prelu` is one number, or one a channel, got {describe(w)}", "weight")
+    if w.type.rank == 1:
+        w = b.reshape(w, (*w.type.shape, *[1] * max(x.type.rank - 2, 0)) if x.type.rank > 1 else w.type.shape)
+    shape = x.type.shape
+    x, w = together(b, (x, w))
+    if x.type.shape != shape:
+        if x.type.numel != 1:
+            cx.fail(f"`weight` does not fit the channels of {describe(x)}", "weight")
+        x, w = b.reshape(x, shape), b.reshape(w, shape)
+    return b.select(_positive(b, x), x, b.mul(x, w))
+
+
 # ---- two arguments ----------------------------------------------------------------------------------------------------
 
 def _both_static(cx, x, y) -> bool:
@@ -289,20 +381,92 @@ def _plain_binary(name: str, op: str, doc: str, floats: bool = False):
 _plain_binary("atan2", "atan2", "The angle of the point (y, x).", floats=True)
 _plain_binary("fmod", "fmod", "The remainder with the sign of x.")
 _plain_binary("remainder", "mod", "The remainder with the sign of y, Python's %.")
-_plain_binary("logical_and", "and", "Both.")
-_plain_binary("logical_or", "or", "Either.")
-_plain_binary("logical_xor", "xor", "Exactly one.")
 _plain_binary("bitwise_and", "and", "Bits in both.")
 _plain_binary("bitwise_or", "or", "Bits in either.")
 _plain_binary("bitwise_xor", "xor", "Bits in exactly one.")
 
 
+def _bools(cx, x, arg: str = "x") -> Value:
+    """Numbers as bools: what is not 0 is true."""
+    x = cx.tensor(x, arg)
+    return x if x.type.dtype.is_bool else cx.b.compare("ne", x, 0)
+
+
+def _logical(name: str, op: str, doc: str):
+    def run(cx, x, y):
+        return binary(cx.b, op, _bools(cx, x), _bools(cx, y, "y"))
+    run.__doc__ = doc
+    builtin(name)(run)
+
+
+_logical("logical_and", "and", "Whether both are true (of numbers: not 0).")
+_logical("logical_or", "or", "Whether either is true (of numbers: not 0).")
+_logical("logical_xor", "xor", "Whether exactly one is true (of numbers: not 0).")
+
+
 @builtin()
 def logical_not(cx, x):
-    """Not."""
+    """Whether x is false (of numbers: 0)."""
     if isinstance(x, bool):
         return not x
+    return cx.op("tensor.not", [_bools(cx, x)])
+
+
+@builtin()
+def bitwise_not(cx, x):
+    """Every bit turned; of bools: not."""
     return cx.op("tensor.not", [cx.tensor(x)])
+
+
+_plain_binary("bitwise_left_shift", "shl", "x << y.")
+_plain_binary("bitwise_right_shift", "shr", "x >> y.")
+
+
+def _arithmetic(name: str, symbol: str, doc: str, *more: str):
+    def run(cx, x, y):
+        from .expressions import weak_op
+        if _both_static(cx, x, y):
+            return weak_op(cx.el, symbol, x, y, cx.span)
+        return binary(cx.b, {"+": "add", "-": "sub", "*": "mul", "//": "floordiv"}[symbol], x, y)
+    run.__doc__ = doc
+    builtin(name, *more)(run)
+
+
+_arithmetic("add", "+", "x + y.")
+_arithmetic("sub", "-", "x - y.", "subtract")
+_arithmetic("mul", "*", "x * y.", "multiply")
+_arithmetic("floor_divide", "//", "x // y: rounded down.")
+
+
+@builtin("div", "divide", "true_divide")
+def div(cx, x, y, rounding_mode=None):
+    """x / y; rounding_mode = "floor" rounds down, "trunc" towards 0."""
+    from .expressions import weak_op
+    if rounding_mode is not None:
+        cx.choice(rounding_mode, "rounding_mode", "floor", "trunc")
+    if _both_static(cx, x, y):
+        if rounding_mode is None:
+            return weak_op(cx.el, "/", x, y, cx.span)
+        x = cx.tensor(x)
+    if rounding_mode == "floor":
+        return binary(cx.b, "floordiv", x, y)
+    dtype = common_dtype((x, y))
+    xv, yv = (to_float(cx.b, v) for v in together(cx.b, (x, y)))
+    q = cx.b.div(xv, yv)
+    return q if rounding_mode is None else cx.b.cast(cx.b.trunc(q), dtype)
+
+
+def _comparison(name: str):
+    def run(cx, x, y):
+        if _both_static(cx, x, y):
+            x = cx.tensor(x)
+        return binary(cx.b, "compare", x, y, predicate=name)
+    run.__doc__ = f"Elementwise comparison: {name}."
+    builtin(name)(run)
+
+
+for _n in ("eq", "ne", "lt", "le", "gt", "ge"):
+    _comparison(_n)
 
 
 @builtin()
@@ -376,10 +540,14 @@ _test("isfinite", "Whether each element is neither infinite nor NaN.", lambda b,
 
 
 @builtin()
-def nan_to_num(cx, x, nan=0.0):
-    """NaN replaced by a number."""
-    x = cx.float(x)
-    return cx.b.select(cx.b.compare("ne", x, x), cx.b.like(_number(cx, nan, "nan"), x), x)
+def nan_to_num(cx, x, nan=0.0, posinf=None, neginf=None):
+    """NaN replaced by a number, infinities by the given numbers or by the largest that the type has."""
+    x, b = cx.float(x), cx.b
+    largest = float({"f64": 1.7976931348623157e308, "f32": 3.4028234663852886e38, "f16": 65504.0, "bf16": 3.3895313892515355e38}[x.type.dtype.name])
+    high = largest if posinf is None else _number(cx, posinf, "posinf")
+    low = -largest if neginf is None else _number(cx, neginf, "neginf")
+    y = b.select(b.compare("ne", x, x), 0.0 if nan is None else _number(cx, nan, "nan"), x)
+    return b.select(b.compare("eq", x, math.inf), high, b.select(b.compare("eq", x, -math.inf), low, y))
 
 
 __all__ = ["Quotient"]

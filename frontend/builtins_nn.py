@@ -1,242 +1,43 @@
-"""Operations of neural networks: softmax, losses, normalisation, attention, convolution, pooling, einsum."""
+"""Softmax, attention, and products: matmul, einsum and their relatives."""
 from __future__ import annotations
 
 import math
 
-from ..compiler.ir import TensorType, Value, f32, i64
-from ..compiler.ir.dims import maybe_equal, product
+from ..compiler.ir import Value, i64
+from ..compiler.ir.dims import maybe_equal
 from .builtins import builtin
 from .builtins_math import _number
-from .builtins_reduce import mean_of, scale
+from .builtins_norm import affine, dropout
+from .builtins_reduce import line
 from .builtins_shape import band
-from .tensors import as_tensor, broadcast_shapes, constant, is_weak, together
-from .values import describe, type_text
+from .tensors import constant, together
+from .values import type_text
+
+
+def _along(cx, name: str, x, dim, dtype) -> Value:
+    b = cx.b
+    x = cx.float(x) if dtype is None else b.cast(cx.tensor(x), cx.dtype(dtype))
+    y, d = line(cx, x, dim)
+    return b.reshape(cx.op(name, [y], {"dim": d}), x.type.shape)
 
 
 @builtin()
-def softmax(cx, x, dim=-1):
+def softmax(cx, x, dim=-1, dtype=None):
     """exp(x) / sum(exp(x)) along dim, without overflow."""
-    x = cx.float(x)
-    return cx.op("nn.softmax", [x], {"dim": cx.dim(dim, x.type.rank)})
+    return _along(cx, "nn.softmax", x, dim, dtype)
 
 
 @builtin()
-def log_softmax(cx, x, dim=-1):
+def log_softmax(cx, x, dim=-1, dtype=None):
     """log(softmax(x)) along dim."""
-    x = cx.float(x)
-    return cx.op("nn.log_softmax", [x], {"dim": cx.dim(dim, x.type.rank)})
-
-
-# ---- losses -----------------------------------------------------------------------------------------------------------
-
-def reduced(cx, loss: Value, reduction) -> Value:
-    kind = cx.choice(reduction, "reduction", "mean", "sum", "none")
-    dims = list(range(loss.type.rank))
-    if kind == "none" or not dims:
-        return loss
-    return cx.b.sum(loss, dims) if kind == "sum" else mean_of(cx.b, loss, dims)
+    return _along(cx, "nn.log_softmax", x, dim, dtype)
 
 
 @builtin()
-def cross_entropy(cx, logits, target, reduction="mean", label_smoothing=0.0, ignore_index=None):
-    """-log softmax(logits)[target] along the last dim; the target holds class indices, or probabilities of the logits' shape."""
-    b = cx.b
-    x, y = cx.float(logits, "logits"), cx.tensor(target, "target")
-    s = _number(cx, label_smoothing, "label_smoothing")
-    if x.type.rank == 0:
-        cx.fail(f"`logits` needs a last dimension of classes, got {type_text(x.type)}", "logits")
-    last = x.type.rank - 1
-    classes = x.type.shape[last]
-    if y.type.dtype.is_float:
-        if not (y.type.rank == x.type.rank and all(maybe_equal(p, q) for p, q in zip(x.type.shape, y.type.shape))):
-            cx.fail(f"probabilities {type_text(y.type)} do not fit logits {type_text(x.type)}", "target")
-        if s:
-            y = b.add(b.mul(y, 1 - s), s / (classes if isinstance(classes, int) else 1))
-        z = b.op("nn.log_softmax", [x], {"dim": last}).result
-        y = b.cast(y, x.type.dtype)
-        return reduced(cx, b.neg(b.sum(b.mul(y, z), [last])), reduction)
-    if not y.type.dtype.is_int:
-        cx.fail(f"`target` holds class indices or probabilities, got {type_text(y.type)}", "target")
-    if y.type.rank != last or not all(maybe_equal(p, q) for p, q in zip(y.type.shape, x.type.shape)):
-        want = TensorType(y.type.dtype, x.type.shape[:-1])
-        hint = "`flatten` or `reshape` brings them together"
-        if y.type.rank == x.type.rank and y.type.shape[:-1] == x.type.shape[:-1] and y.type.shape[-1] == 1:
-            hint = "`target[:, 0]` drops the last dimension"
-        cx.fail(f"logits {type_text(x.type)} need class indices {type_text(want)}, got {type_text(y.type)}", hint=hint,
-                marks=[(cx.spans[n], describe(v)) for n, v in (("logits", x), ("target", y)) if n in cx.spans])
-    keep = None
-    if ignore_index is not None:
-        keep = b.compare("ne", y, cx.int(ignore_index, "ignore_index"))
-        y = b.select(keep, y, 0)
-    loss = b.op("nn.cross_entropy", [x, y]).result
-    if s:
-        z = b.op("nn.log_softmax", [x], {"dim": last}).result
-        loss = b.sub(b.mul(loss, 1 - s), b.mul(mean_of(b, z, [last]), s))
-    if keep is None:
-        return reduced(cx, loss, reduction)
-    loss = b.select(keep, loss, 0.0)
-    if reduction == "mean":
-        dims = list(range(loss.type.rank))
-        n = b.sum(b.cast(keep, loss.type.dtype), dims) if dims else b.cast(keep, loss.type.dtype)
-        return b.div(b.sum(loss, dims) if dims else loss, n)
-    return reduced(cx, loss, reduction)
-
-
-def _pairwise(cx, x, y):
-    x, y = cx.float(x), cx.float(y, "target")
-    return together(cx.b, (x, y))
-
-
-@builtin("mse", "mse_loss")
-def mse(cx, x, target, reduction="mean"):
-    """Mean of (x - target)^2."""
-    x, y = _pairwise(cx, x, target)
-    d = cx.b.sub(x, y)
-    return reduced(cx, cx.b.mul(d, d), reduction)
-
-
-@builtin("l1", "l1_loss")
-def l1(cx, x, target, reduction="mean"):
-    """Mean of |x - target|."""
-    x, y = _pairwise(cx, x, target)
-    return reduced(cx, cx.b.abs(cx.b.sub(x, y)), reduction)
-
-
-@builtin("smooth_l1", "smooth_l1_loss", "huber")
-def smooth_l1(cx, x, target, beta=1.0, reduction="mean"):
-    """Quadratic near 0, linear beyond beta."""
-    b = cx.b
-    x, y = _pairwise(cx, x, target)
-    k = _number(cx, beta, "beta")
-    d = b.abs(b.sub(x, y))
-    return reduced(cx, b.select(b.compare("lt", d, k), b.mul(b.mul(d, d), 0.5 / k), b.sub(d, 0.5 * k)), reduction)
-
-
-@builtin("bce_with_logits", "binary_cross_entropy_with_logits")
-def bce_with_logits(cx, x, target, reduction="mean"):
-    """Binary cross-entropy of sigmoid(x), without overflow."""
-    b = cx.b
-    x, y = _pairwise(cx, x, target)
-    loss = b.add(b.sub(b.max(x, 0.0), b.mul(x, y)), b.log1p(b.exp(b.neg(b.abs(x)))))
-    return reduced(cx, loss, reduction)
-
-
-@builtin("bce", "binary_cross_entropy")
-def bce(cx, x, target, reduction="mean"):
-    """Binary cross-entropy of probabilities x; logs are at least -100, as in PyTorch."""
-    b = cx.b
-    x, y = _pairwise(cx, x, target)
-    p = b.max(b.log(x), -100.0)
-    q = b.max(b.log1p(b.neg(x)), -100.0)
-    return reduced(cx, b.neg(b.add(b.mul(y, p), b.mul(b.sub(b.like(1.0, y), y), q))), reduction)
-
-
-@builtin("nll", "nll_loss")
-def nll(cx, log_probs, target, reduction="mean"):
-    """-log_probs[target] along the last dim."""
-    b = cx.b
-    x, y = cx.float(log_probs, "log_probs"), cx.tensor(target, "target")
-    if not y.type.dtype.is_int or y.type.rank != x.type.rank - 1:
-        cx.fail(f"log-probabilities {type_text(x.type)} need class indices {type_text(TensorType(i64, x.type.shape[:-1]))}, got {type_text(y.type)}")
-    at = b.op("tensor.take_along", [x, b.reshape(y, (*y.type.shape, 1))], {"dim": x.type.rank - 1}).result
-    return reduced(cx, b.neg(b.reshape(at, y.type.shape)), reduction)
-
-
-@builtin("kl_div")
-def kl_div(cx, log_q, p, reduction="mean"):
-    """p * (log p - log_q), with log_q given as logs."""
-    b = cx.b
-    x, y = cx.float(log_q, "log_q"), cx.float(p, "p")
-    x, y = together(b, (x, y))
-    safe = b.select(b.compare("gt", y, 0.0), y, 1.0)
-    return reduced(cx, b.select(b.compare("gt", y, 0.0), b.mul(y, b.sub(b.log(safe), x)), 0.0), reduction)
-
-
-@builtin()
-def accuracy(cx, logits, target):
-    """The share of rows whose largest logit is at the target; a target of probabilities or one-hot rows counts by its largest."""
-    b = cx.b
-    x, y = cx.tensor(logits, "logits"), cx.tensor(target, "target")
-    if x.type.rank == 0:
-        cx.fail(f"`logits` needs a last dimension of classes, got {type_text(x.type)}", "logits")
-    if y.type.rank == x.type.rank and y.type.dtype.is_float:
-        y = b.op("tensor.argmax", [y], {"dim": y.type.rank - 1}).result
-    if y.type.rank != x.type.rank - 1 or not all(maybe_equal(p, q) for p, q in zip(y.type.shape, x.type.shape)):
-        cx.fail(f"logits {type_text(x.type)} need class indices {type_text(TensorType(i64, x.type.shape[:-1]))}, got {type_text(y.type)}")
-    guess = b.op("tensor.argmax", [x], {"dim": x.type.rank - 1}).result
-    hit = b.cast(b.compare("eq", guess, b.cast(y, i64)), f32)
-    return mean_of(b, hit, range(hit.type.rank)) if hit.type.rank else hit
-
-
-# ---- normalisation and dropout ----------------------------------------------------------------------------------------
-
-def _last_dims(cx, x: Value, shape) -> list[int]:
-    if shape is None:
-        return [x.type.rank - 1]
-    sizes = cx.shape(shape, "normalized_shape")
-    if len(sizes) > x.type.rank or not all(maybe_equal(p, q) for p, q in zip(sizes, x.type.shape[x.type.rank - len(sizes):])):
-        cx.fail(f"`normalized_shape` [{', '.join(map(str, sizes))}] is not how {type_text(x.type)} ends", "normalized_shape")
-    return list(range(x.type.rank - len(sizes), x.type.rank))
-
-
-def _affine(cx, y: Value, weight, bias) -> Value:
-    b = cx.b
-    if weight is not None:
-        y, w = together(b, (y, cx.tensor(weight, "weight")))
-        y = b.mul(y, w)
-    if bias is not None:
-        y, v = together(b, (y, cx.tensor(bias, "bias")))
-        y = b.add(y, v)
-    return y
-
-
-@builtin()
-def layer_norm(cx, x, normalized_shape=None, weight=None, bias=None, eps=1e-5):
-    """(x - mean) / sqrt(var + eps) over the last dims (by default the last one)."""
-    b = cx.b
-    x = cx.float(x)
-    dims = _last_dims(cx, x, normalized_shape)
-    c = b.sub(x, b.broadcast(mean_of(b, x, dims, True), x.type.shape))
-    v = mean_of(b, b.mul(c, c), dims, True)
-    y = b.mul(c, b.broadcast(b.rsqrt(b.add(v, _number(cx, eps, "eps"))), x.type.shape))
-    return _affine(cx, y, weight, bias)
-
-
-@builtin()
-def rms_norm(cx, x, normalized_shape=None, weight=None, eps=1e-5):
-    """x / sqrt(mean(x^2) + eps) over the last dims (by default the last one)."""
-    b = cx.b
-    x = cx.float(x)
-    dims = _last_dims(cx, x, normalized_shape)
-    v = mean_of(b, b.mul(x, x), dims, True)
-    y = b.mul(x, b.broadcast(b.rsqrt(b.add(v, _number(cx, eps, "eps"))), x.type.shape))
-    return _affine(cx, y, weight, None)
-
-
-@builtin()
-def normalize(cx, x, p=2, dim=-1, eps=1e-12):
-    """x divided by its p-norm along dim."""
-    from .builtins_reduce import norm
-    b = cx.b
-    x = cx.float(x)
-    n = norm(cx, x, p, dim, True)
-    return b.div(x, b.broadcast(b.max(n, _number(cx, eps, "eps")), x.type.shape))
-
-
-@builtin()
-def dropout(cx, x, p=0.5, training=None, key=None):
-    """In training, elements become 0 with probability p and the others grow by 1 / (1 - p)."""
-    x = cx.float(x)
-    on = cx.el.training if training is None else cx.flag(training, "training")
-    rate = _number(cx, p, "p")
-    if not 0 <= rate <= 1:
-        cx.fail(f"`p` of `dropout` is a probability, got {rate}", "p")
-    if not on or rate == 0:
-        return x
-    from .builtins_make import key_of, unit
-    b = cx.b
-    keep = b.compare("lt", unit(cx, "uniform", key_of(cx, key), x.type.shape, f32), 1 - rate)
-    return b.select(keep, b.mul(x, 1 / (1 - rate) if rate < 1 else 0.0), 0.0)
+def softmin(cx, x, dim=-1, dtype=None):
+    """softmax(-x) along dim."""
+    x = cx.float(x) if dtype is None else cx.b.cast(cx.tensor(x), cx.dtype(dtype))
+    return _along(cx, "nn.softmax", cx.b.neg(x), dim, None)
 
 
 # ---- attention --------------------------------------------------------------------------------------------------------
@@ -328,13 +129,107 @@ def outer(cx, x, y):
 
 
 @builtin()
+def inner(cx, x, y):
+    """Sums of products over the last dims of both: y.T for matrices."""
+    x, y = cx.tensor(x), cx.tensor(y, "y")
+    if not x.type.rank or not y.type.rank:
+        x, y = together(cx.b, (x, y))
+        return cx.b.mul(x, y)
+    return tensordot(cx, x, y, [[-1], [-1]])
+
+
+@builtin()
+def tensordot(cx, x, y, dims=2):
+    """Sums of products over the last `dims` dims of x and the first of y, or over the dims that two lists pair."""
+    from .tensors import common_dtype
+    b = cx.b
+    x, y = cx.tensor(x), cx.tensor(y, "y")
+    if isinstance(dims, list | tuple):
+        if len(dims) != 2 or not all(isinstance(d, list | tuple) for d in dims) or len(dims[0]) != len(dims[1]):
+            cx.fail("`dims` is a number, or two lists of equally many dimensions", "dims")
+        left, right = ([cx.dim(d, v.type.rank, "dims") for d in ds] for v, ds in zip((x, y), dims))
+    else:
+        n = cx.int(dims, "dims")
+        if not isinstance(n, int) or not 0 <= n <= min(x.type.rank, y.type.rank):
+            cx.fail(f"{type_text(x.type)} and {type_text(y.type)} have no {n} dimensions to sum over", "dims")
+        left, right = list(range(x.type.rank - n, x.type.rank)), list(range(n))
+    for i, j in zip(left, right):                              # a size of 1 stretches, as in PyTorch
+        p, q = x.type.shape[i], y.type.shape[j]
+        if p != q and p == 1:
+            y = b.sum(y, [j], True)
+        elif p != q and q == 1:
+            x = b.sum(x, [i], True)
+    dtype = common_dtype((x, y))
+    return b.op("tensor.dot_general", [b.cast(x, dtype), b.cast(y, dtype)],
+                {"lhs_batch": [], "rhs_batch": [], "lhs_contract": left, "rhs_contract": right}).result
+
+
+def _plus_product(cx, x, product: Value, beta, alpha) -> Value:
+    """beta * x + alpha * product; beta = 0 leaves x out, NaN or not."""
+    b = cx.b
+
+    def times(v: Value, k) -> Value:
+        if isinstance(k, int | float) and k == 1:
+            return v
+        v, f = together(b, (v, k), v.type.dtype)
+        return b.mul(v, f)
+
+    product = times(product, alpha)
+    if isinstance(beta, int | float) and beta == 0:
+        return product
+    x, y = together(b, (times(cx.tensor(x), beta), product))
+    return b.add(x, y)
+
+
+def _add_product(name: str, doc: str, sums: bool = False):
+    def run(cx, x, x1, x2, beta=1, alpha=1):
+        from .expressions import matmul_values
+        y = matmul_values(cx.b, cx.tensor(x1, "x1"), cx.tensor(x2, "x2"))
+        return _plus_product(cx, x, cx.b.sum(y, [0]) if sums else y, beta, alpha)
+    run.__doc__ = doc
+    builtin(name)(run)
+
+
+_add_product("addmm", "beta * x + alpha * x1 @ x2.")
+_add_product("addmv", "beta * x + alpha * x1 @ x2, of a matrix and a vector.")
+_add_product("baddbmm", "beta * x + alpha * x1 @ x2, batched.")
+_add_product("addbmm", "beta * x + alpha * sum(x1 @ x2, dim = 0).", sums=True)
+
+
+@builtin()
+def addr(cx, x, x1, x2, beta=1, alpha=1):
+    """beta * x + alpha * outer(x1, x2)."""
+    return _plus_product(cx, x, outer(cx, x1, x2), beta, alpha)
+
+
+@builtin()
+def kron(cx, x, y):
+    """The Kronecker product: every element of x times all of y."""
+    b = cx.b
+    x, y = cx.tensor(x), cx.tensor(y, "y")
+    rank = max(x.type.rank, y.type.rank)
+    p, q = ((1,) * (rank - v.type.rank) + tuple(v.type.shape) for v in (x, y))
+    x = b.reshape(x, [n for a in p for n in (a, 1)])
+    y = b.reshape(y, [n for a in q for n in (1, a)])
+    x, y = together(b, (x, y))
+    return b.reshape(b.mul(x, y), [m * n for m, n in zip(p, q)])
+
+
+@builtin()
+def bilinear(cx, x1, x2, weight, bias=None):
+    """x1[.., i] * weight[o, i, j] * x2[.., j] + bias[o], torch.nn.functional.bilinear."""
+    y = einsum(cx, "...i,oij,...j->...o", x1, weight, x2)
+    return y if bias is None else affine(cx, y, None, bias)
+
+
+@builtin()
 def linear(cx, x, weight, bias=None):
     """x @ weight.T + bias, torch.nn.functional.linear."""
     from .expressions import matmul_values
     b = cx.b
     w = cx.tensor(weight, "weight")
     y = matmul_values(b, cx.tensor(x), b.transpose(w, [*range(w.type.rank - 2), w.type.rank - 1, w.type.rank - 2]))
-    return y if bias is None else _affine(cx, y, None, bias)
+    return y if bias is None else affine(cx, y, None, bias)
 
 
 @builtin()
@@ -424,166 +319,3 @@ def _contract(b, t: str, x: Value, u: str, y: Value, later: set[str]) -> tuple[s
     out = b.op("tensor.dot_general", [x, y], {"lhs_batch": [t.index(c) for c in batch], "rhs_batch": [u.index(c) for c in batch],
                                               "lhs_contract": [t.index(c) for c in inner], "rhs_contract": [u.index(c) for c in inner]}).result
     return "".join(batch) + "".join(c for c in t if c not in both) + "".join(c for c in u if c not in both), out
-
-
-# ---- convolution and pooling ------------------------------------------------------------------------------------------
-
-def _spread(cx, v, n: int, arg: str) -> list:
-    """One number for all spatial dims, or a list of n."""
-    if isinstance(v, list | tuple):
-        if len(v) != n:
-            cx.fail(f"`{arg}` of `{cx.name}` needs {n} numbers, got {len(v)}", arg)
-        return [cx.int(k, arg) for k in v]
-    return [cx.int(v, arg)] * n
-
-
-def windows(b, x: Value, size: list, stride: list, dilation: list) -> Value:
-    return b.op("tensor.windows", [x], {"size": list(size), "stride": list(stride), "dilation": list(dilation)}).result
-
-
-def padded(b, x: Value, pads: list[tuple], value: float = 0.0) -> Value:
-    """More elements before and after the trailing dims."""
-    if not any(p or q for p, q in pads):
-        return x
-    lead = x.type.rank - len(pads)
-    low = [0] * lead + [p for p, _ in pads]
-    high = [0] * lead + [q for _, q in pads]
-    return b.op("tensor.pad", [x, b.constant(value, TensorType(x.type.dtype))], {"low": low, "high": high, "interior": [0] * x.type.rank}).result
-
-
-def _conv(n: int):
-    name = f"conv{n}d"
-
-    def run(cx, x, weight, bias=None, stride=1, padding=0, dilation=1, groups=1):
-        b = cx.b
-        x, w = cx.float(x), cx.float(weight, "weight")
-        if w.type.rank != n + 2:
-            cx.fail(f"`{name}` needs weights [out, in, {', '.join(['k'] * n)}], got {type_text(w.type)}", "weight")
-        if x.type.rank < n + 1:
-            cx.fail(f"`{name}` needs [.., channels, {', '.join('HWD'[:n])}], got {type_text(x.type)}", "x")
-        x, w = (b.cast(v, x.type.dtype) for v in (x, w))
-        g = cx.int(groups, "groups")
-        ci, co = x.type.shape[-n - 1], w.type.shape[0]
-        size = list(w.type.shape[2:])
-        if not maybe_equal(ci, w.type.shape[1] * g):
-            cx.fail(f"`{name}` of {type_text(x.type)} with weights {type_text(w.type)}: {ci} channels, but the weights take {w.type.shape[1] * g}",
-                    marks=[(cx.spans[k], None) for k in ("x", "weight") if k in cx.spans])
-        st, di = _spread(cx, stride, n, "stride"), _spread(cx, dilation, n, "dilation")
-        if padding == "same":
-            total = [d * (k - 1) for d, k in zip(di, size)]
-            pads = [(t // 2, t - t // 2) for t in total]
-        elif padding == "valid":
-            pads = [(0, 0)] * n
-        else:
-            pads = [(p, p) for p in _spread(cx, padding, n, "padding")]
-        lead = x.type.shape[:-n - 1]
-        x = b.reshape(x, (product(lead), *x.type.shape[-n - 1:]))
-        p = windows(b, padded(b, x, pads), size, st, di)      # [B, ci, o.., k..]
-        o = list(p.type.shape[2:2 + n])
-        if g == 1:
-            kdims = list(range(2 + n, 2 + 2 * n))
-            y = b.op("tensor.dot_general", [w, p], {"lhs_batch": [], "rhs_batch": [], "lhs_contract": [1, *range(2, 2 + n)],
-                                                    "rhs_contract": [1, *kdims]}).result       # [co, B, o..]
-            y = b.transpose(y, [1, 0, *range(2, 2 + n)])
-        else:
-            if isinstance(co, int) and co % g:
-                cx.fail(f"{co} output channels do not divide by {g} groups", "groups")
-            p = b.reshape(p, (p.type.shape[0], g, ci // g, *o, *size))
-            w = b.reshape(w, (g, co // g, *w.type.shape[1:]))
-            kdims = list(range(3 + n, 3 + 2 * n))
-            y = b.op("tensor.dot_general", [w, p], {"lhs_batch": [0], "rhs_batch": [1], "lhs_contract": [2, *range(3, 3 + n)],
-                                                    "rhs_contract": [2, *kdims]}).result       # [g, co/g, B, o..]
-            y = b.transpose(y, [2, 0, 1, *range(3, 3 + n)])
-        y = b.reshape(y, (*lead, co, *o))
-        if bias is not None:
-            v = cx.tensor(bias, "bias")
-            y, v = together(b, (y, b.reshape(v, (*v.type.shape, *[1] * n))))
-            y = b.add(y, v)
-        return y
-
-    run.__doc__ = f"torch.nn.functional.conv{n}d; padding may also be \"same\"."
-    builtin(name)(run)
-
-
-for _n in (1, 2, 3):
-    _conv(_n)
-
-
-def _pool(n: int, kind: str):
-    name = f"{kind}_pool{n}d"
-
-    def run(cx, x, kernel_size, stride=None, padding=0):
-        b = cx.b
-        x = cx.float(x)
-        if x.type.rank < n:
-            cx.fail(f"`{name}` needs {n} trailing dimensions, got {type_text(x.type)}", "x")
-        size = _spread(cx, kernel_size, n, "kernel_size")
-        st = size if stride is None else _spread(cx, stride, n, "stride")
-        pads = [(p, p) for p in _spread(cx, padding, n, "padding")]
-        for (p, _), k in zip(pads, size):
-            if isinstance(p, int) and isinstance(k, int) and 2 * p > k:
-                cx.fail(f"`padding` {p} is more than half the window {k}", "padding")
-        w = windows(b, padded(b, x, pads, -math.inf if kind == "max" else 0.0), size, st, [1] * n)
-        dims = list(range(x.type.rank, x.type.rank + n))
-        return b.reduce("max", w, dims) if kind == "max" else scale(b, b.sum(w, dims), product(size))
-
-    run.__doc__ = f"torch.nn.functional.{kind}_pool{n}d."
-    builtin(name)(run)
-
-
-for _n in (1, 2, 3):
-    _pool(_n, "max")
-    _pool(_n, "avg")
-
-
-def _adaptive(n: int):
-    name = f"adaptive_avg_pool{n}d"
-
-    def run(cx, x, output_size):
-        b = cx.b
-        x = cx.float(x)
-        out = _spread(cx, output_size, n, "output_size")
-        for i, o in enumerate(out):
-            d = x.type.rank - n + i
-            size = x.type.shape[d]
-            if not isinstance(size, int) or not isinstance(o, int):
-                from .values import Undecidable
-                raise Undecidable
-            if o <= 0:
-                cx.fail("an output size is positive", "output_size")
-            if size % o == 0:
-                k = size // o
-                s = x.type.shape
-                x = mean_of(b, b.reshape(x, (*s[:d], o, k, *s[d + 1:])), [d + 1])
-                continue
-            # uneven cells: a matrix of averaging weights
-            import numpy as np
-            m = np.zeros((o, size), x.type.dtype.numpy)
-            for j in range(o):
-                lo, hi = j * size // o, -(-(j + 1) * size // o)
-                m[j, lo:hi] = 1 / (hi - lo)
-            w = b.constant(m, TensorType(x.type.dtype, (o, size)))
-            y = b.op("tensor.dot_general", [x, w], {"lhs_batch": [], "rhs_batch": [], "lhs_contract": [d], "rhs_contract": [1]}).result
-            x = b.transpose(y, [*range(d), y.type.rank - 1, *range(d, y.type.rank - 1)])
-        return x
-
-    run.__doc__ = f"torch.nn.functional.adaptive_avg_pool{n}d."
-    builtin(name)(run)
-
-
-for _n in (1, 2):
-    _adaptive(_n)
-
-
-@builtin("interpolate", "upsample_nearest")
-def upsample_nearest(cx, x, scale_factor):
-    """Each element of the last two dims repeated scale_factor times."""
-    b = cx.b
-    x = cx.tensor(x)
-    k = _spread(cx, scale_factor, 2, "scale_factor")
-    *lead, h, w = x.type.shape
-    y = b.broadcast(b.reshape(x, (*lead, h, 1, w, 1)), (*lead, h, k[0], w, k[1]))
-    return b.reshape(y, (*lead, h * k[0], w * k[1]))
-
-
-__all__ = ["as_tensor", "broadcast_shapes", "is_weak"]

@@ -41,34 +41,38 @@ def _numbers(cx, x) -> Value:
     return cx.tensor(x)
 
 
+def _summand(cx, x, dtype) -> Value:
+    """The argument of a sum or product in the type it is added up in: `dtype`, its own, or i64 for integers and bools."""
+    x = _numbers(cx, x)
+    if dtype is not None:
+        return cx.b.cast(x, cx.dtype(dtype))
+    return x if x.type.dtype.is_float else cx.b.cast(x, i64)
+
+
 @builtin("sum")
-def sum_(cx, x, dim=None, keepdim=False):
+def sum_(cx, x, dim=None, keepdim=False, dtype=None):
     """Sum over dims (all without `dim`); integers and bools add up as i64."""
     if isinstance(x, list | tuple) and x and all(is_weak(v) for v in x) and dim is None:
         return sum(x) if not any(isinstance(v, Opaque | Dim) for v in x) else Opaque("int")
-    x = _numbers(cx, x)
-    if not x.type.dtype.is_float:
-        x = cx.b.cast(x, i64)
+    x = _summand(cx, x, dtype)
     return cx.b.sum(x, cx.dims(dim, x.type.rank), cx.flag(keepdim, "keepdim"))
 
 
 @builtin()
-def prod(cx, x, dim=None, keepdim=False):
+def prod(cx, x, dim=None, keepdim=False, dtype=None):
     """Product over dims."""
     if isinstance(x, list | tuple) and all(isinstance(v, int | float) for v in x) and dim is None:
         return math.prod(x)
     if isinstance(x, tuple) and all(isinstance(v, int | Dim) for v in x):
         return count(type("T", (), {"shape": x}), range(len(x)))
-    x = _numbers(cx, x)
-    if not x.type.dtype.is_float:
-        x = cx.b.cast(x, i64)
+    x = _summand(cx, x, dtype)
     return cx.b.reduce("prod", x, cx.dims(dim, x.type.rank), cx.flag(keepdim, "keepdim"))
 
 
 @builtin()
-def mean(cx, x, dim=None, keepdim=False):
+def mean(cx, x, dim=None, keepdim=False, dtype=None):
     """Mean over dims; integers and bools become f32."""
-    x = to_float(cx.b, _numbers(cx, x))
+    x = to_float(cx.b, _numbers(cx, x) if dtype is None else _summand(cx, x, dtype))
     return mean_of(cx.b, x, cx.dims(dim, x.type.rank), cx.flag(keepdim, "keepdim"))
 
 
@@ -78,11 +82,17 @@ def variance(cx, x, dim, correction, keepdim) -> Value:
     dims = cx.dims(dim, x.type.rank)
     c = b.sub(x, b.broadcast(mean_of(b, x, dims, True), x.type.shape))
     n = count(x.type, dims)
-    k = cx.int(correction, "correction")
+    k = correction if isinstance(correction, float) else cx.int(correction, "correction")
     s = b.sum(b.mul(c, c), dims, cx.flag(keepdim, "keepdim"))
-    if isinstance(n, int) and n - k <= 0:
-        return b.mul(s, math.nan if n - k == 0 else math.inf)
-    return scale(b, s, n - k)
+    if isinstance(n, int):
+        return b.div(s, float(max(n - k, 0)))                  # too few elements: 0 / 0 is NaN
+    return scale(b, s, n - k if isinstance(k, int) else n)
+
+
+def root(b, x: Value) -> Value:
+    """sqrt(x) whose derivative at 0 is 0, as that of PyTorch's norms and standard deviations."""
+    zero = b.compare("eq", x, 0.0)
+    return b.select(zero, 0.0, b.sqrt(b.select(zero, 1.0, x)))
 
 
 @builtin()
@@ -94,7 +104,35 @@ def var(cx, x, dim=None, correction=1, keepdim=False):
 @builtin()
 def std(cx, x, dim=None, correction=1, keepdim=False):
     """Standard deviation over dims; `correction = 0` divides by n instead of n - 1."""
-    return cx.b.sqrt(variance(cx, x, dim, correction, keepdim))
+    return root(cx.b, variance(cx, x, dim, correction, keepdim))
+
+
+@builtin()
+def count_nonzero(cx, x, dim=None, keepdim=False):
+    """How many elements are not 0, i64."""
+    b = cx.b
+    x = _numbers(cx, x)
+    hit = x if x.type.dtype.is_bool else b.compare("ne", x, 0)
+    return b.sum(b.cast(hit, i64), cx.dims(dim, x.type.rank), cx.flag(keepdim, "keepdim"))
+
+
+@builtin()
+def nansum(cx, x, dim=None, keepdim=False, dtype=None):
+    """Sum over dims, NaNs left out."""
+    x = _summand(cx, x, dtype)
+    if x.type.dtype.is_float:
+        x = cx.b.select(cx.b.compare("ne", x, x), 0.0, x)
+    return cx.b.sum(x, cx.dims(dim, x.type.rank), cx.flag(keepdim, "keepdim"))
+
+
+@builtin()
+def nanmean(cx, x, dim=None, keepdim=False, dtype=None):
+    """Mean over dims, NaNs left out."""
+    b = cx.b
+    x = to_float(b, _numbers(cx, x) if dtype is None else _summand(cx, x, dtype))
+    dims, keep = cx.dims(dim, x.type.rank), cx.flag(keepdim, "keepdim")
+    nan = b.compare("ne", x, x)
+    return b.div(b.sum(b.select(nan, 0.0, x), dims, keep), b.sum(b.select(nan, 0.0, b.like(1.0, x)), dims, keep))
 
 
 def _extreme(cx, x, dim, keepdim, kind: str) -> Value:
@@ -135,20 +173,29 @@ builtin("max")(_max("max"))
 builtin("min")(_max("min"))
 
 
+def line(cx, x, dim, arg: str = "dim") -> tuple[Value, int]:
+    """A tensor and one of its dims; a scalar counts as one element along dim 0, as in PyTorch."""
+    x = cx.tensor(x)
+    if x.type.rank == 0:
+        cx.dim(dim, 1, arg)
+        return cx.b.reshape(x, (1,)), 0
+    return x, cx.dim(dim, x.type.rank, arg)
+
+
 def _arg(kind: str):
     def run(cx, x, dim=None, keepdim=False):
+        b = cx.b
         x = cx.tensor(x)
+        rank = x.type.rank
+        keep = cx.flag(keepdim, "keepdim")
+        shape = [1] * rank
         if dim is None:
-            x = cx.b.reshape(x, (x.type.numel,))
-            d = 0
+            y = b.op(f"tensor.arg{kind}", [b.reshape(x, (x.type.numel,))], {"dim": 0}).result
         else:
-            d = cx.dim(dim, x.type.rank)
-        y = cx.op(f"tensor.arg{kind}", [x], {"dim": d})
-        if cx.flag(keepdim, "keepdim"):
-            shape = list(x.type.shape)
-            shape[d] = 1
-            y = cx.b.reshape(y, shape)
-        return y
+            x, d = line(cx, x, dim)
+            y = b.op(f"tensor.arg{kind}", [x], {"dim": d}).result
+            shape = [1 if k == d else n for k, n in enumerate(x.type.shape)][:rank]
+        return b.reshape(y, shape) if keep else y
     run.__doc__ = f"Index of the first {'largest' if kind == 'max' else 'smallest'} element along dim (of all, without `dim`), i64."
     return run
 
@@ -185,7 +232,7 @@ def logsumexp(cx, x, dim=None, keepdim=False):
 
 
 @builtin("norm")
-def norm(cx, x, p=2, dim=None, keepdim=False):
+def norm(cx, x, p=2, dim=None, keepdim=False, dtype=None):
     """The p-norm over dims; p = 1, 2, inf or any number."""
     b = cx.b
     x = cx.float(x)
@@ -193,8 +240,12 @@ def norm(cx, x, p=2, dim=None, keepdim=False):
     keep = cx.flag(keepdim, "keepdim")
     if isinstance(p, bool) or not isinstance(p, int | float):
         cx.fail(f"`p` of `norm` is a number known when compiling, got {describe(p)}", "p")
+    if dtype is not None:
+        x = b.cast(x, cx.dtype(dtype))
     if p == 2:
-        return b.sqrt(b.sum(b.mul(x, x), dims, keep))
+        return root(b, b.sum(b.mul(x, x), dims, keep))
+    if p == 0:
+        return b.sum(b.cast(b.compare("ne", x, 0.0), x.type.dtype), dims, keep)
     a = b.abs(x)
     if p == 1:
         return b.sum(a, dims, keep)
@@ -202,8 +253,12 @@ def norm(cx, x, p=2, dim=None, keepdim=False):
         return b.reduce("max", a, dims, keep)
     if p == -math.inf:
         return b.reduce("min", a, dims, keep)
-    s = b.sum(b.pow(a, float(p)), dims, keep)
-    return b.pow(s, 1.0 / p)
+    if p < 0:
+        return b.pow(b.sum(b.pow(a, float(p)), dims, keep), 1.0 / p)
+    zero = b.compare("eq", x, 0.0)                             # there the derivative is 0
+    s = b.sum(b.select(zero, 0.0, b.pow(b.select(zero, 1.0, a), float(p))), dims, keep)
+    zero = b.compare("eq", s, 0.0)
+    return b.select(zero, 0.0, b.pow(b.select(zero, 1.0, s), 1.0 / p))
 
 
 @builtin()
@@ -225,11 +280,11 @@ def global_norm(cx, tree):
 
 
 def _running(name: str, op: str):
-    def run(cx, x, dim=-1, reverse=False):
-        x = cx.tensor(x)
-        if x.type.dtype.is_bool:
-            x = cx.b.cast(x, i64)
-        return cx.op(f"tensor.{op}", [x], {"dim": cx.dim(dim, x.type.rank), "reverse": cx.flag(reverse, "reverse")})
+    def run(cx, x, dim=-1, reverse=False, dtype=None):
+        b = cx.b
+        x = _summand(cx, x, dtype)
+        y, d = line(cx, x, dim)
+        return b.reshape(cx.op(f"tensor.{op}", [y], {"dim": d, "reverse": cx.flag(reverse, "reverse")}), x.type.shape)
     run.__doc__ = f"Running {'sum' if op == 'cumsum' else 'product'} along dim; from the end with `reverse`."
     builtin(name)(run)
 
@@ -239,28 +294,30 @@ _running("cumprod", "cumprod")
 
 
 def sorted_pair(cx, x, dim, descending) -> tuple[Value, Value]:
-    x = cx.tensor(x)
-    op = cx.b.op("tensor.sort", [x], {"dim": cx.dim(dim, x.type.rank), "descending": descending})
+    """(values, indices) along dim; of a scalar, along its one element."""
+    x, d = line(cx, x, dim)
+    op = cx.b.op("tensor.sort", [x], {"dim": d, "descending": descending})
     return op.results[0], op.results[1]
 
 
 @builtin()
-def sort(cx, x, dim=-1, descending=False):
-    """(values, indices) sorted along dim; equal elements keep their order."""
-    return sorted_pair(cx, x, dim, cx.flag(descending, "descending"))
+def sort(cx, x, dim=-1, descending=False, stable=True):
+    """(values, indices) sorted along dim; equal elements always keep their order."""
+    shape = cx.tensor(x).type.shape
+    return tuple(cx.b.reshape(v, shape) for v in sorted_pair(cx, x, dim, cx.flag(descending, "descending")))
 
 
 @builtin()
-def argsort(cx, x, dim=-1, descending=False):
-    """The indices that sort x along dim."""
-    return sorted_pair(cx, x, dim, cx.flag(descending, "descending"))[1]
+def argsort(cx, x, dim=-1, descending=False, stable=True):
+    """The indices that sort x along dim; equal elements always keep their order."""
+    return sort(cx, x, dim, descending)[1]
 
 
 @builtin()
-def topk(cx, x, k, dim=-1, largest=True):
-    """(values, indices) of the k largest (smallest) elements along dim, in order."""
-    x = cx.tensor(x)
-    d = cx.dim(dim, x.type.rank)
+def topk(cx, x, k, dim=-1, largest=True, sorted=True):
+    """(values, indices) of the k largest (smallest) elements along dim, always in order."""
+    scalar = cx.tensor(x).type.rank == 0
+    x, d = line(cx, x, dim)
     n = cx.int(k, "k")
     size = x.type.shape[d]
     if isinstance(n, int) and isinstance(size, int) and not 0 <= n <= size:
@@ -269,15 +326,31 @@ def topk(cx, x, k, dim=-1, largest=True):
     start, limit = [0] * x.type.rank, list(x.type.shape)
     limit[d] = n
     attrs = {"start": start, "limit": limit, "stride": [1] * x.type.rank}
-    return cx.op("tensor.slice", [values], attrs), cx.op("tensor.slice", [indices], dict(attrs))
+    out = cx.op("tensor.slice", [values], attrs), cx.op("tensor.slice", [indices], dict(attrs))
+    return tuple(cx.b.reshape(v, ()) for v in out) if scalar and n == 1 else out
 
 
 @builtin()
-def median(cx, x, dim=-1):
-    """The lower median along dim."""
-    from .indexing import static_part
+def median(cx, x, dim=None, keepdim=False):
+    """The lower median along dim (of all, without `dim`); NaN where there is one."""
+    b = cx.b
     x = cx.tensor(x)
-    d = cx.dim(dim, x.type.rank)
-    values, _ = sorted_pair(cx, x, d, False)
-    n = x.type.shape[d]
-    return static_part(cx.el, values, d, (n - 1) // 2, cx.span)
+    shape = x.type.shape
+    if dim is None:
+        y, d, shape = b.reshape(x, (x.type.numel,)), 0, [1] * len(shape)
+    else:
+        y, d = line(cx, x, dim)
+        shape = [1 if k == d else n for k, n in enumerate(shape)]
+    n = y.type.shape[d]
+    if isinstance(n, int) and n == 0:
+        cx.fail(f"`median` of nothing: {describe(x)} has no elements there", "x")
+    values, _ = sorted_pair(cx, y, d, False)
+    from .builtins_shape import cut
+    k = (n - 1) // 2 if isinstance(n, int) else 0
+    m = cut(b, values, d, k, k + 1)
+    if x.type.dtype.is_float:
+        last = cut(b, values, d, n - 1, n)                     # NaNs are sorted to the end
+        m = b.select(b.compare("ne", last, last), last, m)
+    if not cx.flag(keepdim, "keepdim"):
+        shape = [] if dim is None or not x.type.rank else [n for k, n in enumerate(x.type.shape) if k != d]
+    return b.reshape(m, shape)

@@ -5,7 +5,7 @@ from ..compiler.ir import Dim, TensorType, Value, i64, u64
 from ..compiler.ir.dims import divide, divide_exact, maybe_equal, product
 from .builtins import builtin
 from .tensors import as_tensor, broadcast_shapes, common_dtype, is_weak
-from .values import RangeValue, Reversed, describe, type_text
+from .values import RangeValue, Reversed, Undecidable, describe, type_text
 
 
 @builtin("reshape", "view")
@@ -72,6 +72,8 @@ def permute(cx, x, dims):
 def transpose(cx, x, dim0, dim1):
     """Two dims swapped."""
     x = cx.tensor(x)
+    if x.type.rank == 0 and all(cx.dim(d, 1) == 0 for d in (dim0, dim1)):
+        return x
     a, c = cx.dim(dim0, x.type.rank, "dim0"), cx.dim(dim1, x.type.rank, "dim1")
     perm = list(range(x.type.rank))
     perm[a], perm[c] = c, a
@@ -169,6 +171,8 @@ def _tensors(cx, xs, arg: str = "tensors") -> list[Value]:
 def cat(cx, tensors, dim=0):
     """Tensors joined along dim."""
     xs = _tensors(cx, tensors)
+    if any(x.type.rank > 1 for x in xs):
+        xs = [x for x in xs if x.type.shape != (0,)]           # PyTorch: an empty vector goes with everything
     d = cx.dim(dim, xs[0].type.rank)
     for x in xs[1:]:
         bad = x.type.rank != xs[0].type.rank or any(k != d and not maybe_equal(p, q) for k, (p, q) in enumerate(zip(xs[0].type.shape, x.type.shape)))
@@ -335,84 +339,88 @@ def causal(cx, x):
     return b.select(band(b, x.type, s - t, True), x, float("-inf"))
 
 
+def _plane(cx, x, dim1, dim2) -> Value:
+    """x with the two dims last."""
+    if x.type.rank < 2:
+        cx.fail(f"`{cx.name}` needs at least two dimensions, got {type_text(x.type)}", "x")
+    i, j = cx.dim(dim1, x.type.rank, "dim1"), cx.dim(dim2, x.type.rank, "dim2")
+    if i == j:
+        cx.fail("`dim1` and `dim2` are the same dimension", "dim2")
+    return cx.b.transpose(x, [*[d for d in range(x.type.rank) if d not in (i, j)], i, j])
+
+
 @builtin()
-def diagonal(cx, x):
-    """The diagonal of the last two dims."""
+def diagonal(cx, x, offset=0, dim1=-2, dim2=-1):
+    """The diagonal of the last two dims (or dim1, dim2); `offset` counts diagonals upwards from the main one.  It becomes the last dim."""
+    b = cx.b
+    x = _plane(cx, cx.tensor(x), dim1, dim2)
+    *lead, m, n = x.type.shape
+    k = cx.int(offset, "offset")
+    if not isinstance(m, int) or not isinstance(n, int):
+        if m != n or k != 0:
+            raise Undecidable
+        eye = b.compare("eq", b.iota((m, n), 0), b.iota((m, n), 1))
+        return b.sum(b.select(b.broadcast(eye, x.type.shape), x, b.zeros(x.type)), [x.type.rank - 1])
+    count = max(0, min(m, n - k) if k >= 0 else min(m + k, n))
+    start = k if k >= 0 else -k * n
+    if not count:
+        return b.zeros(TensorType(x.type.dtype, (*lead, 0)))
+    flat = b.reshape(x, (*lead, m * n))
+    return cut(b, flat, len(lead), start, start + (count - 1) * (n + 1) + 1, n + 1)
+
+
+@builtin()
+def diag_embed(cx, x, offset=0, dim1=-2, dim2=-1):
+    """Matrices with x's last dim as their diagonal, zeros elsewhere; their dims are dim1 and dim2 of the result."""
     b = cx.b
     x = cx.tensor(x)
-    if x.type.rank < 2 or x.type.shape[-1] != x.type.shape[-2]:
-        cx.fail(f"`diagonal` needs square matrices, got {type_text(x.type)}", "x")
-    n = x.type.shape[-1]
-    eye = b.compare("eq", b.iota((n, n), 0), b.iota((n, n), 1))
-    return b.sum(b.select(b.broadcast(eye, x.type.shape), x, b.zeros(x.type)), [x.type.rank - 1])
+    if not x.type.rank:
+        cx.fail("`diag_embed` needs at least one dimension, got a scalar", "x")
+    *lead, c = x.type.shape
+    k = cx.int(offset, "offset")
+    if not isinstance(c, int):
+        raise Undecidable
+    n = c + abs(k)
+    i, j = cx.dim(dim1, x.type.rank + 1, "dim1"), cx.dim(dim2, x.type.rank + 1, "dim2")
+    if i == j:
+        cx.fail("`dim1` and `dim2` are the same dimension", "dim2")
+    if c:
+        low = k if k >= 0 else -k * n
+        high = n * n - low - ((c - 1) * (n + 1) + 1)
+        d = len(lead)
+        y = b.op("tensor.pad", [x, b.constant(0, TensorType(x.type.dtype))], {"low": [0] * d + [low], "high": [0] * d + [high],
+                                                                             "interior": [0] * d + [n]}).result
+        y = b.reshape(y, (*lead, n, n))
+    else:
+        y = b.zeros(TensorType(x.type.dtype, (*lead, n, n)))
+    order: list = [None] * (x.type.rank + 1)
+    order[i], order[j] = x.type.rank - 1, x.type.rank
+    rest = iter(range(x.type.rank - 1))
+    return b.transpose(y, [next(rest) if p is None else p for p in order])
+
+
+@builtin()
+def diag(cx, x, diagonal=0):
+    """Of a vector, the matrix with it as diagonal; of a matrix, its diagonal."""
+    x = cx.tensor(x)
+    if x.type.rank not in (1, 2):
+        cx.fail(f"`diag` takes a vector or a matrix, got {type_text(x.type)}", "x", hint="`diagonal` and `diag_embed` work on more dimensions")
+    return diag_embed(cx, x, diagonal) if x.type.rank == 1 else diagonal_of(cx, x, diagonal)
+
+
+diagonal_of = diagonal
 
 
 @builtin()
 def trace(cx, x):
     """The sum of the diagonal."""
     d = diagonal(cx, x)
+    if not d.type.dtype.is_float:
+        d = cx.b.cast(d, i64)
     return cx.b.sum(d, [d.type.rank - 1])
 
 
-# ---- gathering --------------------------------------------------------------------------------------------------------
-
-def _indices(cx, v, arg: str = "index") -> Value:
-    if isinstance(v, list | tuple):
-        from .builtins_make import tensor_from_list
-        v = tensor_from_list(cx.b, list(v), None)
-    v = cx.tensor(v, arg)
-    if not v.type.dtype.is_int:
-        cx.fail(f"`{arg}` of `{cx.name}` holds whole numbers, got {type_text(v.type)}", arg)
-    return v
-
-
-@builtin()
-def take(cx, x, index, dim=None):
-    """x's slices at `index` along dim; without dim, of the flattened x."""
-    x = cx.tensor(x)
-    if dim is None:
-        x, d = cx.b.reshape(x, (x.type.numel,)), 0
-    else:
-        d = cx.dim(dim, x.type.rank)
-    return cx.op("tensor.take", [x, _indices(cx, index)], {"dim": d})
-
-
-@builtin()
-def index_select(cx, x, dim, index):
-    """x's slices at `index` along dim."""
-    x = cx.tensor(x)
-    return cx.op("tensor.take", [x, _indices(cx, index)], {"dim": cx.dim(dim, x.type.rank)})
-
-
-@builtin("gather", "take_along_dim")
-def gather(cx, x, dim, index):
-    """torch.gather: y[.., j, ..] = x[.., index[.., j, ..], ..] along dim."""
-    x = cx.tensor(x)
-    return cx.op("tensor.take_along", [x, _indices(cx, index)], {"dim": cx.dim(dim, x.type.rank)})
-
-
-@builtin()
-def scatter_add(cx, x, dim, index, src):
-    """torch.scatter_add: x with `src` added at `index` along dim."""
-    x = cx.tensor(x)
-    index = _indices(cx, index)
-    return cx.op("tensor.put_along_add", [x, index, cx.tensor(src, "src")], {"dim": cx.dim(dim, x.type.rank)})
-
-
-@builtin()
-def index_add(cx, x, dim, index, src):
-    """x with slices of `src` added at `index` along dim."""
-    x = cx.tensor(x)
-    return cx.op("tensor.scatter_add", [x, _indices(cx, index), cx.tensor(src, "src")], {"dim": cx.dim(dim, x.type.rank)})
-
-
-@builtin()
-def embedding(cx, index, weight):
-    """weight[index]: rows of a table."""
-    return cx.op("tensor.take", [cx.tensor(weight, "weight"), _indices(cx, index)], {"dim": 0})
-
-
-@builtin()
+@builtin("repeat", "tile")
 def repeat(cx, x, sizes):
     """x repeated `sizes` times along each dim (torch's tensor.repeat, NumPy's tile)."""
     b = cx.b
@@ -429,10 +437,12 @@ def repeat(cx, x, sizes):
 
 
 @builtin()
-def repeat_interleave(cx, x, repeats, dim):
-    """Each slice along dim repeated."""
+def repeat_interleave(cx, x, repeats, dim=None):
+    """Each slice along dim repeated; each element, without dim."""
     b = cx.b
     x = cx.tensor(x)
+    if dim is None:
+        x, dim = b.reshape(x, (x.type.numel,)), 0
     d, k = cx.dim(dim, x.type.rank), cx.int(repeats, "repeats")
     s = x.type.shape
     y = b.broadcast(b.reshape(x, (*s[:d + 1], 1, *s[d + 1:])), (*s[:d + 1], k, *s[d + 1:]))
@@ -467,12 +477,111 @@ def reversed_(cx, x):
 
 
 @builtin()
-def meshgrid(cx, x, y):
-    """(x along rows, y along columns), "ij" order."""
+def meshgrid(cx, *xs, indexing="ij"):
+    """Of vectors, tensors of all combinations: the i-th varies along dim i; with indexing = "xy" the first two dims are swapped."""
     b = cx.b
-    x, y = cx.tensor(x), cx.tensor(y, "y")
-    shape = (x.type.shape[0], y.type.shape[0])
-    return b.broadcast(x, shape, [0]), b.broadcast(y, shape, [1])
+    if len(xs) == 1 and isinstance(xs[0], list | tuple):
+        xs = xs[0]
+    swap = cx.choice(indexing, "indexing", "ij", "xy") == "xy" and len(xs) > 1
+    vs = [cx.tensor(x) for x in xs]
+    for v in vs:
+        if v.type.rank > 1:
+            cx.fail(f"`meshgrid` takes vectors, got {type_text(v.type)}")
+    vs = [b.reshape(v, (1,)) if not v.type.rank else v for v in vs]
+    at = [1, 0, *range(2, len(vs))] if swap else list(range(len(vs)))
+    shape = [vs[at[i]].type.shape[0] for i in range(len(vs))]
+    return tuple(b.broadcast(v, shape, [at[i]]) for i, v in enumerate(vs))
+
+
+@builtin()
+def movedim(cx, x, source, destination):
+    """Dims moved to other places, the others in order."""
+    x = cx.tensor(x)
+    src, dst = ([cx.dim(d, x.type.rank, a) for d in (v if isinstance(v, list | tuple) else [v])] for v, a in ((source, "source"), (destination, "destination")))
+    if len(src) != len(dst) or len(set(src)) != len(src) or len(set(dst)) != len(dst):
+        cx.fail("`source` and `destination` list as many different dimensions", "source")
+    rest = iter(d for d in range(x.type.rank) if d not in src)
+    return cx.b.transpose(x, [src[dst.index(d)] if d in dst else next(rest) for d in range(x.type.rank)])
+
+
+@builtin()
+def unbind(cx, x, dim=0):
+    """A tuple of the slices along dim, which goes."""
+    from .indexing import static_part
+    x = cx.tensor(x)
+    d = cx.dim(dim, x.type.rank)
+    n = x.type.shape[d]
+    if not isinstance(n, int):
+        raise Undecidable
+    return tuple(static_part(cx.el, x, d, i, cx.span) for i in range(n))
+
+
+@builtin()
+def narrow(cx, x, dim, start, length):
+    """`length` elements along dim, from start (which may be known only at run time)."""
+    b = cx.b
+    x = cx.tensor(x)
+    d = cx.dim(dim, x.type.rank)
+    if isinstance(start, Value):
+        if start.type.rank or not start.type.dtype.is_int:
+            cx.fail(f"`start` of `narrow` is a whole number, got {type_text(start.type)}", "start")
+        at = b.cast(start, i64)
+        if isinstance(x.type.shape[d], int):
+            at = b.select(b.compare("lt", at, 0), b.add(at, x.type.shape[d]), at)
+        sizes = list(x.type.shape)
+        sizes[d] = cx.int(length, "length")
+        starts = [at if k == d else b.constant(0, TensorType(i64)) for k in range(x.type.rank)]
+        return b.op("tensor.dynamic_slice", [x, *starts], {"sizes": sizes}).result
+    n, lo, k = x.type.shape[d], cx.int(start, "start"), cx.int(length, "length")
+    if all(isinstance(v, int) for v in (n, lo, k)):
+        lo = lo + n if lo < 0 else lo
+        if not 0 <= lo <= lo + k <= n:
+            cx.fail(f"{k} elements from {lo} do not lie in dimension {d} of {type_text(x.type)}", "length")
+    return cut(cx.b, x, d, lo, lo + k)
+
+
+@builtin()
+def select(cx, x, dim, index):
+    """The slice at `index` along dim, which goes."""
+    from .indexing import static_part
+    x = cx.tensor(x)
+    d = cx.dim(dim, x.type.rank)
+    n, i = x.type.shape[d], cx.int(index, "index")
+    if isinstance(n, int) and isinstance(i, int) and not -n <= i < n:
+        cx.fail(f"index {i} is out of range for dimension {d} of {type_text(x.type)}", "index")
+    return static_part(cx.el, x, d, i + n if isinstance(i, int) and i < 0 else i, cx.span)
+
+
+@builtin()
+def rot90(cx, x, k=1, dims=(0, 1)):
+    """Turned k times by a quarter, from the first of two dims towards the second."""
+    b = cx.b
+    x = cx.tensor(x)
+    if not isinstance(dims, list | tuple) or len(dims) != 2:
+        cx.fail("`dims` names the two dimensions of the plane", "dims")
+    i, j = (cx.dim(d, x.type.rank, "dims") for d in dims)
+    turn = cx.int(k, "k") % 4
+    perm = list(range(x.type.rank))
+    perm[i], perm[j] = j, i
+    if turn == 2:
+        return b.op("tensor.reverse", [x], {"dims": sorted([i, j])}).result
+    if turn == 1:
+        return b.transpose(b.op("tensor.reverse", [x], {"dims": [j]}).result, perm)
+    return b.op("tensor.reverse", [b.transpose(x, perm)], {"dims": [j]}).result if turn else x
+
+
+def _joined(name: str, doc: str, rank: int, dim: int):
+    def run(cx, tensors):
+        b = cx.b
+        xs = _tensors(cx, tensors)
+        xs = [v if v.type.rank >= rank else b.reshape(v, [1] * (rank - v.type.rank) + list(v.type.shape)) for v in xs]
+        return cat(cx, xs, min(dim, xs[0].type.rank - 1))
+    run.__doc__ = doc
+    builtin(name)(run)
+
+
+_joined("hstack", "Tensors joined along dim 1 (vectors: along dim 0).", 1, 1)
+_joined("vstack", "Tensors joined along dim 0, vectors as rows.", 2, 0)
 
 
 __all__ = ["broadcast_shapes", "cut", "band"]

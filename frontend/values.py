@@ -178,7 +178,7 @@ class FnValue:
 class Builtin:
     """An operation implemented in Python: `run(cx, ...)` with the language's argument names."""
 
-    __slots__ = ("name", "run", "params", "required", "defaults", "variadic", "doc", "draws")
+    __slots__ = ("name", "run", "params", "required", "defaults", "variadic", "named", "doc", "draws")
 
     def __init__(self, name: str, run: Callable, draws: bool = False):
         code = run.__code__
@@ -188,6 +188,7 @@ class Builtin:
         self.required = len(self.params) - len(defaults)
         self.defaults = dict(zip(self.params[self.required:], defaults))
         self.variadic = bool(code.co_flags & 4)
+        self.named = code.co_varnames[code.co_argcount:code.co_argcount + code.co_kwonlyargcount]       # parameters behind *args
 
     def __repr__(self):
         return f"operation {self.name}"

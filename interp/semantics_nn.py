@@ -94,3 +94,17 @@ def _one_hot(ev, op, xs):
 
 
 NN.update({"nn.logsumexp": _logsumexp, "nn.cross_entropy": _cross_entropy, "nn.one_hot": _one_hot})
+
+
+def _max_first(ev, op, xs):
+    best = []
+    for row in rows(xs[0], [len(xs[0].shape) - 1]):
+        top = row[0]
+        for v in row[1:]:
+            if v > top:
+                top = v
+        best.append(next((v for v in row if v != v), top))
+    return [ev.round(best, xs[0].dtype)]
+
+
+NN["nn.max_first"] = _max_first

@@ -25,9 +25,9 @@ def _float(types, attrs, regions):
     return [types[0]]
 
 
-def activation(name, doc, fn, ulp=8, attrs=None, samples=None, **kw):
-    nn(name, doc, "x", _float, lambda b, op: [fn(b, op.operands[0], op.attrs)], elementwise=True, exact=False, ulp=ulp, attrs=attrs or {},
-       samples=samples or [S(("f32[3,5]", -4, 4))], example=f"%y = nn.{name}(%x) : f32[3,5]", **kw)
+def activation(name, doc, fn, ulp=8, attrs=None, samples=None, shown="", **kw):
+    nn(name, doc, "x", _float, lambda b, op: [fn(b, op.operands[0], op.attrs)], elementwise=True, exact=ulp == 0, ulp=ulp, attrs=attrs or {},
+       samples=samples or [S(("f32[3,5]", -4, 4))], example=f"%y = nn.{name}(%x){shown} : f32[3,5]", **kw)
 
 
 activation("relu", "max(x, 0); its derivative at 0 is 0. NaN stays NaN and lets its gradient through.", lambda b, x, a: b.max(x, 0.0), 0,
@@ -46,7 +46,7 @@ def _gelu(b, x, a):
 
 
 activation("gelu", "x * Phi(x), Phi the normal distribution function; approximate = \"tanh\" for the tanh form.", _gelu, 16,
-           attrs={"approximate": '"none" or "tanh"'}, samples=[S(("f32[3,5]", -4, 4), approximate=a) for a in ("none", "tanh")])
+           attrs={"approximate": '"none" or "tanh"'}, shown=' {approximate = "none"}', samples=[S(("f32[3,5]", -4, 4), approximate=a) for a in ("none", "tanh")])
 
 
 def _dims(types, attrs, regions):
@@ -159,3 +159,24 @@ def _one_hot(b, op):
 
 nn("one_hot", "1 at the index, else 0, along a new last dim.", "x", _one_hot_infer, _one_hot, attrs={"classes": "int", "dtype": "DType"},
    example="%y = nn.one_hot(%x) {classes = 10, dtype = f32} : f32[3,10]", samples=[S(("i64[3]", 0, 4), classes=5, dtype=f32), S(("i32[2,3]", -1, 5), classes=5, dtype=f32)])
+
+
+def _max_first_infer(types, attrs, regions):
+    x = _float(types, attrs, regions)[0]
+    need(x.rank >= 1, f"expected at least one dim, got {x}", 0)
+    need(x.shape[-1] != 0, f"the last dim of {x} is empty", 0)
+    return [x.with_shape(x.shape[:-1])]
+
+
+def _max_first_grad(b, op, dys):
+    x = op.operands[0]
+    d = x.type.rank - 1
+    first = b.op("tensor.argmax", [x], {"dim": d}).result
+    hit = b.compare("eq", b.iota(x.type.shape, d), b.broadcast(first, x.type.shape, range(d)))
+    g = b.broadcast(dys[0], x.type.shape, range(d))
+    return [b.select(hit, g, b.like(0.0, g))]
+
+
+nn("max_first", "The largest of the last dim, as reduce_max; its gradient goes to the first element that is the largest, as in PyTorch's max pools.",
+   "x", _max_first_infer, lambda b, op: [b.reduce("max", op.operands[0], [op.operands[0].type.rank - 1])], _max_first_grad,
+   example="%y = nn.max_first(%x) : f32[3]", samples=[S("f32[3,5]"), S("f32[2,3,4]")])

@@ -112,19 +112,20 @@ def _wide(v):
     return torch.float64 if v is torch.float32 else v
 
 
-def build(name: str, op, sample, write, gradients: bool = True, compare=None) -> Case:
-    """`write(w, input, args, kwargs)` gives the expression; `op` PyTorch's function; `compare(outs)` selects its comparable results."""
+def build(name: str, op, sample, write, gradients: bool = True, result=None) -> Case:
+    """`write(w, input, args, kwargs)` gives the expression; `op` PyTorch's function; `result(out)`: what of its result is compared."""
     given = (_leaf(sample.input), _leaf(sample.args), _leaf(sample.kwargs))
     w = Writer()
     source = write(w, *given)
-    out = op(given[0], *given[1], **given[2])
+    pick = result or (lambda out: out)
+    out = pick(op(given[0], *given[1], **given[2]))
     outs = flat(out)
     if outs is None:
         raise Inexpressible("a result that is no tensor")
     many = not isinstance(out, torch.Tensor)
     for o in outs:
         type_text(o)
-    keep = list(range(len(outs))) if compare is None else compare(outs)
+    keep = list(range(len(outs)))
     inputs = list(w.tensors)
     active = [i for i, t in enumerate(inputs) if t.requires_grad]
     live = [k for k in keep if outs[k].requires_grad and outs[k].dtype.is_floating_point] if gradients and active else []
@@ -156,7 +157,7 @@ def build(name: str, op, sample, write, gradients: bool = True, compare=None) ->
         wide = _wide((sample.input, sample.args, sample.kwargs))
         w2 = Writer()
         write(w2, *wide)
-        ref = flat(op(wide[0], *wide[1], **wide[2]))
+        ref = flat(pick(op(wide[0], *wide[1], **wide[2])))
         wides = ([to_numpy(ref[k]) for k in keep],
                  [to_numpy(g) for g in _grads([ref[k] for k in live], [w2.tensors[i] for i in active], [s.double() for s in seeds])] if live else [])
     except Exception:                              # no f64 shadow: PyTorch's f32 result alone decides

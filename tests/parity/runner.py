@@ -66,7 +66,7 @@ def prepare(entry: Entry, limit: int | None = None) -> tuple[Result, list[tuple[
                 break
             result.samples += 1
             try:
-                cases.append((i, build(f"s{i}", o.op, s, entry.write, entry.gradients, entry.compare)))
+                cases.append((i, build(f"s{i}", o.op, s, entry.write, entry.gradients, entry.result)))
             except Inexpressible as e:
                 result.inexpressible.append((i, str(e)))
     return result, cases

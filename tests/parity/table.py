@@ -26,7 +26,7 @@ class Entry:
     variant: str | None = None
     dtypes: tuple = (F32,)
     gradients: bool = True
-    compare: Callable | None = None
+    result: Callable | None = None               # what of PyTorch's result is compared (all of it)
 
     @property
     def key(self) -> str:
@@ -185,10 +185,7 @@ add(R, "norm", _norm)
 add(R, "linalg.vector_norm", call("norm", "ord dim keepdim", ord="p"))
 for _n in _names("cumsum cumprod"):
     add(R, _n, call(_n, "dim"), dtypes=(F32, I64))
-add(R, "logcumsumexp", call("logcumsumexp", "dim"))
-add(R, "cummax", call("cummax", "dim"))
-add(R, "cummin", call("cummin", "dim"))
-add(R, "median", lambda w, x, args, kwargs: call("median", "dim keepdim")(w, x, args, kwargs), compare=lambda outs: [0])
+add(R, "median", lambda w, x, args, kwargs: call("median", "dim keepdim")(w, x, args, kwargs), result=lambda out: out if isinstance(out, torch.Tensor) else out[0])
 add(R, "sort", call("sort", "dim descending"))
 add(R, "argsort", call("argsort", "dim descending"))
 add(R, "topk", call("topk", "k dim largest sorted"))
@@ -203,12 +200,11 @@ for _n in ("matmul", "mm", "bmm", "mv", "__rmatmul__"):
 for _n in _names("dot outer inner vdot"):
     add(C, _n, call("dot" if _n == "vdot" else _n))
 add(C, "einsum", lambda w, x, args, kwargs: f'einsum("{args[0]}", {", ".join(w(t) for t in x)})')
-add(C, "tensordot", call("tensordot", "dims"))
+add(C, "tensordot", call("tensordot", "other"))
 for _n in _names("addmm addmv baddbmm addbmm addr"):
-    add(C, _n, call(_n, "x1 x2", x1="", x2=""))
+    add(C, _n, call(_n, "x1 x2"))
 add(C, "kron", call("kron"))
 add(C, "trace", call("trace"))
-add(C, "cross", call("cross", "other dim"))
 add(C, "nn.functional.linear", call("linear", "weight bias"))
 add(C, "nn.functional.bilinear", call("bilinear", "x2 weight bias"))
 for _d in (1, 2, 3):
@@ -264,10 +260,17 @@ add(M, "split", call("split", "sizes dim"))
 add(M, "split_with_sizes", call("split", "sizes dim"))
 add(M, "chunk", call("chunk", "chunks dim"))
 add(M, "unbind", call("unbind", "dim"))
+def _diagonal(w, x, args, kwargs):
+    """PyTorch's dims are 0 and 1, ours the last two."""
+    if len(args) < 2 and "dim1" not in kwargs and x.dim() > 2:
+        kwargs = {**kwargs, "dim1": 0, "dim2": 1}
+    return call("diagonal", "offset dim1 dim2")(w, x, args, kwargs)
+
+
 add(M, "tril", call("tril", "diagonal"))
 add(M, "triu", call("triu", "diagonal"))
 add(M, "diag", call("diag", "diagonal"))
-add(M, "diagonal", call("diagonal", "offset dim1 dim2"))
+add(M, "diagonal", _diagonal)
 add(M, "diag_embed", call("diag_embed", "offset dim1 dim2"))
 add(M, "narrow", call("narrow", "dim start length"))
 add(M, "select", call("select", "dim index"))
@@ -284,7 +287,12 @@ def _subscript(w, v) -> str:
 
 
 def _getitem(w, x, args, kwargs):
-    index = args[0] if isinstance(args[0], list | tuple) else [args[0]]
+    index = args[0]
+    if isinstance(index, list) and all(isinstance(i, int) for i in index) or not isinstance(index, list | tuple):
+        index = [index]                            # a list of numbers is one index tensor
+    at = [k for k, i in enumerate(index) if isinstance(i, list | torch.Tensor)]
+    if at and at[-1] - at[0] >= len(at):
+        raise Inexpressible("index tensors apart from each other: an error in the language")
     return f"{w(x)}[{', '.join(_subscript(w, v) for v in index)}]"
 
 
@@ -292,7 +300,6 @@ add(M, "__getitem__", _getitem)
 add(M, "gather", call("gather", "dim index"))
 add(M, "scatter", call("scatter", "dim index src"))
 add(M, "scatter_add", call("scatter_add", "dim index src"))
-add(M, "scatter_reduce", call("scatter_reduce", "dim index src"))
 add(M, "index_select", call("index_select", "dim index"))
 add(M, "index_add", call("index_add", "dim index src"))
 add(M, "index_fill", call("index_fill", "dim index value"))
@@ -300,7 +307,13 @@ add(M, "index_copy", call("index_copy", "dim index src"))
 add(M, "masked_fill", call("masked_fill", "mask value"))
 add(M, "take_along_dim", call("take_along_dim", "index dim", indices="index"))
 add(M, "take", call("take", "index"))
-add(M, "repeat_interleave", call("repeat_interleave", "repeats dim"))
+def _repeat_interleave(w, x, args, kwargs):
+    if isinstance(args[0] if args else kwargs["repeats"], torch.Tensor):
+        raise Inexpressible("repeats as a tensor: the size of the result depends on the data")
+    return call("repeat_interleave", "repeats dim")(w, x, args, kwargs)
+
+
+add(M, "repeat_interleave", _repeat_interleave)
 add(M, "meshgrid", lambda w, x, args, kwargs: f"meshgrid({', '.join(w(t) for t in [x, *args])}{''.join(f', {k} = {w(v)}' for k, v in kwargs.items())})"
     if isinstance(x, torch.Tensor) else f"meshgrid({', '.join(w(t) for t in x)}{''.join(f', {k} = {w(v)}' for k, v in kwargs.items())})")
 add(M, "nn.functional.embedding", lambda w, x, args, kwargs: call("embedding", "")(w, args[0], (x,), kwargs))
@@ -317,8 +330,8 @@ add(M, "nn.functional.one_hot", _one_hot, dtypes=(I64,))
 
 
 def _arange(w, x, args, kwargs):
-    if kwargs.get("out") is not None:
-        raise Inexpressible("out =")
+    if any(isinstance(v, bool) for v in (x, *args)):
+        raise Inexpressible("bools as numbers")
     return call("arange")(w, x, args, kwargs)
 
 
@@ -355,22 +368,28 @@ def _class_dim(name: str, params: str) -> Callable:
     return write
 
 
+def _default_dim(inner: Callable, dim: int) -> Callable:
+    """Ours counts from the end: PyTorch's default is written out."""
+    return lambda w, x, args, kwargs: inner(w, x, args, kwargs if "dim" in kwargs or len(args) > 1 else {**kwargs, "dim": dim})
+
+
 add(N, "nn.functional.cross_entropy", _class_dim("cross_entropy", "target"))
 add(N, "nn.functional.nll_loss", _class_dim("nll_loss", "target"))
 for _n, _p in {"mse_loss": "target", "l1_loss": "target", "smooth_l1_loss": "target", "huber_loss": "target", "binary_cross_entropy": "target weight",
-               "binary_cross_entropy_with_logits": "target weight", "kl_div": "target", "soft_margin_loss": "target", "hinge_embedding_loss": "target",
-               "poisson_nll_loss": "target", "margin_ranking_loss": "x2 target", "cosine_embedding_loss": "x2 target", "gaussian_nll_loss": "target var",
-               "triplet_margin_loss": "positive negative"}.items():
+               "binary_cross_entropy_with_logits": "target weight", "kl_div": "target"}.items():
     add(N, f"nn.functional.{_n}", call(_n, _p, drop="size_average reduce"))
 add(N, "nn.functional.layer_norm", call("layer_norm", "normalized_shape weight bias eps"))
 add(N, "nn.functional.rms_norm", call("rms_norm", "normalized_shape weight eps"))
-add(N, "nn.functional.batch_norm", call("batch_norm", "running_mean running_var weight bias training momentum eps"))
+def _batch_norm(w, x, args, kwargs):
+    if x.dim() < 2:
+        raise Inexpressible("a batch without channels")
+    return call("batch_norm", "running_mean running_var weight bias training momentum eps", drop="momentum")(w, x, args, kwargs)
+
+
+add(N, "nn.functional.batch_norm", _batch_norm)
 add(N, "nn.functional.group_norm", call("group_norm", "num_groups weight bias eps"))
 add(N, "nn.functional.instance_norm", call("instance_norm", "running_mean running_var weight bias use_input_stats momentum eps", drop="momentum"))
-add(N, "nn.functional.local_response_norm", call("local_response_norm", "size alpha beta k"))
-add(N, "nn.functional.normalize", call("normalize", "p dim eps"))
-add(N, "nn.functional.cosine_similarity", call("cosine_similarity", "x2 dim eps"))
-add(N, "nn.functional.pairwise_distance", call("pairwise_distance", "x2 p eps keepdim"))
+add(N, "nn.functional.normalize", _default_dim(call("normalize", "p dim eps"), 1))
 
 
 def _random_free(ours: str, params: str, arg: str) -> Callable:
@@ -399,11 +418,6 @@ def _sdpa(w, x, args, kwargs):
 
 
 add(N, "nn.functional.scaled_dot_product_attention", _sdpa)
-add(N, "nn.functional.pixel_shuffle", call("pixel_shuffle", "upscale_factor"))
-add(N, "nn.functional.pixel_unshuffle", call("pixel_unshuffle", "downscale_factor"))
-add(N, "nn.functional.channel_shuffle", call("channel_shuffle", "groups"))
-for _v in ("nearest", "nearest-exact", "linear", "bilinear", "trilinear", "area"):
-    add(N, "nn.functional.interpolate", call("interpolate", "size"), variant=_v)
 
 for _n in _names("uniform normal bernoulli multinomial randn randint rand_like randn_like nn.functional.dropout2d nn.functional.alpha_dropout"):
     SKIPPED[_n] = "random numbers: counter-based, other bits than PyTorch's; their distributions and bits are tested elsewhere"
