@@ -376,6 +376,8 @@ def upsample_nearest(cx, x, scale_factor):
     b = cx.b
     x = cx.tensor(x)
     k = _spread(cx, scale_factor, 2, "scale_factor")
+    if x.type.rank < 2:
+        cx.fail(f"`{cx.name}` needs [.., H, W], got {describe(x)}", "x")
     *lead, h, w = x.type.shape
     y = b.broadcast(b.reshape(x, (*lead, h, 1, w, 1)), (*lead, h, k[0], w, k[1]))
     return b.reshape(y, (*lead, h * k[0], w * k[1]))

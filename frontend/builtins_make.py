@@ -4,6 +4,7 @@ from __future__ import annotations
 import numpy as np
 
 from ..compiler.ir import Dim, DType, TensorType, Value, bool_, f32, i64, u64
+from ..compiler.ir.opdef import TypeMismatch
 from .builtins import builtin
 from .tensors import as_tensor, constant, is_weak, plain, together, weak_dtype
 from .values import Opaque, describe
@@ -24,14 +25,14 @@ def tensor_from_list(b, items: list, dtype: DType | None) -> Value:
 def _shape(items) -> tuple[list[int], list]:
     if not isinstance(items, list | tuple):
         if not is_weak(items):
-            raise ValueError(describe(items))
+            raise TypeMismatch(f"expected a list of numbers, it holds {describe(items)}")
         return [], [items]
     if not items:
         return [0], []
     parts = [_shape(x) for x in items]
     first = parts[0][0]
     if any(s != first for s, _ in parts):
-        raise ValueError("the rows differ in length")
+        raise TypeMismatch("the rows differ in length")
     return [len(items), *first], [v for _, flat in parts for v in flat]
 
 

@@ -457,6 +457,8 @@ def matmul_values(b, x: Value, y: Value) -> Value:
     dtype = promote(x.type.dtype, y.type.dtype)
     if dtype.is_bool:
         raise TypeMismatch("expected numbers, got bools")
+    if x.type.rank == 0 or y.type.rank == 0:
+        raise TypeMismatch("expected matrices or vectors, got a number", hint="`*` multiplies by a number")
     x, y = b.cast(x, dtype), b.cast(y, dtype)
     xs, ys = x.type.shape, y.type.shape
     kx, ky = len(xs) - 1, max(len(ys) - 2, 0)

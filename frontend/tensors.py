@@ -9,7 +9,7 @@ from ..compiler.ir import DTYPES, Dim, DType, TensorType, Value, bool_, f32, f64
 from ..compiler.ir.builder import Builder
 from ..compiler.ir.dims import is_static, maybe_equal
 from ..compiler.ir.opdef import TypeMismatch
-from .values import Opaque, Quotient, type_text
+from .values import Opaque, Quotient, describe, type_text
 
 CATEGORY = {"bool": 0, "uint": 1, "int": 1, "float": 2}
 
@@ -58,6 +58,8 @@ def plain(v: object):
 
 def constant(b: Builder, v: object, dtype: DType, shape=()) -> Value:
     """A weak number as a tensor of this dtype and shape."""
+    if not is_weak(v):
+        raise TypeMismatch(f"expected a tensor or a number, got {describe(v)}")
     v = plain(v)
     if dtype.is_int and isinstance(v, float):
         if v != int(v):
