@@ -259,6 +259,9 @@ class Ops:
             return self.call(("s" if signed else "u") + name, e, *xs)
         if name in ("shl", "shr"):
             x, y = xs
+            known = _constant(y, e)
+            if known is not None and 0 <= known < dt.bits:
+                return self.bin("shl" if name == "shl" else "ashr" if signed else "lshr", e, x, y)
             inside = self.cmp("ult", e, y, c(dt.bits))
             if name == "shl":
                 return self.sel(inside, e, self.bin("shl", e, x, self.sel(inside, e, y, c(0))), c(0))
@@ -373,7 +376,20 @@ class Ops:
         return self.conv("bitcast", "i32", bits, "float")
 
     def philox(self, key: str, counter: str, domain: int) -> list[str]:
-        """The four words of Philox 4x32-10; counter words (counter low, counter high, domain, 0)."""
+        """The four words of Philox 4x32-10; counter words (counter low, counter high, domain, 0). Out of line: it is long."""
+        m, symbol = self.f.module, f"engram_philox_{domain}x{self.w}"
+        t, out = self.t("i64"), "{ " + ", ".join([self.t("i32")] * 4) + " }"
+        if symbol not in m.have:
+            m.have.add(symbol)
+            f = Fn(m, f"internal {out} @{symbol}({t} %key, {t} %counter)", "#2")
+            value = "poison"
+            for i, word in enumerate(Ops(f, self.w)._philox("%key", "%counter", domain)):
+                value = f.op(f"insertvalue {out} {value}, {self.t('i32')} {word}, {i}")
+            f.finish(f"ret {out} {value}")
+        words = self.f.op(f"call {out} @{symbol}({t} {key}, {t} {counter})")
+        return [self.f.op(f"extractvalue {out} {words}, {i}") for i in range(4)]
+
+    def _philox(self, key: str, counter: str, domain: int) -> list[str]:
         c32, c64 = (lambda v: self.splat_const("i32", str(v))), (lambda v: self.splat_const("i64", str(v)))
         halves = lambda v: (self.conv("trunc", "i64", v, "i32"),
                             self.conv("trunc", "i64", self.bin("lshr", "i64", v, c64(32)), "i32"))
