@@ -8,6 +8,8 @@ from ..compiler.ir.core import Op
 
 ROW_BUFFER_BYTES = 16 * 1024        # a row intermediate is kept rather than computed again up to this size
 EXPENSIVE = 4                       # a row's value from this cost on is kept rather than computed again
+UNROLLED = 9                        # reductions of at most so many elements get no loop
+UNROLLED_STORES = 4                 # and row loops of at most so many iterations
 
 COSTS = {
     "div": 4, "sqrt": 4, "rsqrt": 8, "floordiv": 6, "mod": 8, "fmod": 8, "exp": 10, "exp2": 10, "expm1": 14, "log": 12, "log2": 12,

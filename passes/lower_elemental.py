@@ -5,11 +5,14 @@ numbers). Equal requests are answered once. How elements become kernels is in lo
 """
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 
 from ..compiler.ir.core import Op, Value
+from ..compiler.ir.dims import product
 from ..compiler.ir.opdef import OPS
-from ..compiler.ir.types import DType, bf16, bool_, f16, f32, i64, u64
+from ..compiler.ir.types import DType, bf16, f16, f32, i64
+from .cost import UNROLLED
 from .lower_kernel import Index, Kernel, Scope
 
 RULES: dict[str, Callable[[Elements, Op, Index], Value]] = {}
@@ -129,6 +132,8 @@ class Elements:
     def reduce_nest(self, parent: Scope, sizes: list[int], kinds: list[str], body: Callable[[list[Value]], list[Value]], loc) -> list[Value]:
         """Nested loop.reduce over `sizes` in `parent`; body gets the indices and gives one scalar per kind. Dims of size 1 need no loop."""
         k = self.k
+        if 0 < product(sizes) <= UNROLLED:
+            return self.unrolled(sizes, kinds, body, loc)
         scopes, ivs = [], []
         for n in sizes:
             if n == 1:
@@ -141,6 +146,14 @@ class Elements:
         for scope, n in reversed(scopes):
             out = k.close(scope, "loop.reduce", [k.index(0), k.index(n)], {"kinds": list(kinds)}, out, loc)
         return list(out)
+
+    def unrolled(self, sizes: list[int], kinds: list[str], body: Callable[[list[Value]], list[Value]], loc) -> list[Value]:
+        """A short reduction without a loop: code around it can then be vectorised."""
+        out: list[Value] = []
+        for at in itertools.product(*map(range, sizes)):
+            part = body([self.k.index(i) for i in at])
+            out = part if not out else [self.k.pure("scalar." + kind, [x, y], None, loc) for kind, x, y in zip(kinds, out, part)]
+        return out
 
     def depends(self, a: Op, b: Op) -> bool:
         """Whether a needs b's result, inside the kernel."""
@@ -207,238 +220,6 @@ class BufferLeaf(Leaf):
             if view is not None:
                 return k.pure("loop.load", [view, *index.at])
         return k.pure("loop.load", [self.buffer(), *k.resolve(index, self.shape)])
-
-
-# ---- movement ----------------------------------------------------------------------------------------------------------
-
-
-@rule("tensor.constant")
-def _constant(g, op, index):
-    value = op.attrs["value"]
-    if hasattr(value, "shape"):
-        raise ValueError("a dense constant is a leaf, not part of a kernel")
-    return g.k.constant(value, op.result.type.dtype)
-
-
-@rule("tensor.iota")
-def _iota(g, op, index):
-    return g.cast(g.dims(op, index)[op.attrs["dim"]], op.result.type.dtype)
-
-
-@rule("tensor.reshape", "tensor.stop_gradient")
-def _reshape(g, op, index):
-    return g.at(op.operands[0], index)
-
-
-@rule("tensor.broadcast")
-def _broadcast(g, op, index):
-    x = op.operands[0]
-    if x.type.numel == 1:                              # no dim's index matters
-        return g.at(x, Index(x.type.shape, (g.k.index(0),) * x.type.rank))
-    at = g.dims(op, index)
-    return g.at(x, Index(x.type.shape, tuple(g.k.index(0) if n == 1 else at[d] for n, d in zip(x.type.shape, op.attrs["dims"]))))
-
-
-@rule("tensor.transpose")
-def _transpose(g, op, index):
-    at, perm = g.dims(op, index), op.attrs["perm"]
-    return g.at(op.operands[0], Index(op.operands[0].type.shape, tuple(at[perm.index(d)] for d in range(len(perm)))))
-
-
-@rule("tensor.slice")
-def _slice(g, op, index):
-    at = g.dims(op, index)
-    return g.at(op.operands[0], Index(op.operands[0].type.shape, tuple(
-        g.k.add(g.k.mul(i, st), lo) for i, lo, st in zip(at, op.attrs["start"], op.attrs["stride"]))))
-
-
-@rule("tensor.reverse")
-def _reverse(g, op, index):
-    at, shape = g.dims(op, index), op.result.type.shape
-    return g.at(op.operands[0], Index(shape, tuple(
-        g.k.sub(n - 1, i) if d in op.attrs["dims"] else i for d, (i, n) in enumerate(zip(at, shape)))))
-
-
-@rule("tensor.pad")
-def _pad(g, op, index):
-    x, fill = op.operands
-    if x.type.numel == 0:
-        return g.item(fill)
-    k, at, conds, pos = g.k, g.dims(op, index), [], []
-    for d, i in enumerate(at):
-        n, low, high, inner = x.type.shape[d], op.attrs["low"][d], op.attrs["high"][d], op.attrs["interior"][d]
-        i = k.sub(i, k.index(low)) if low >= 0 else k.add(i, -low)
-        conds.append(k.between(i, 0 if low > 0 else None, (n - 1) * (inner + 1) if high > 0 else None))
-        if low > 0 or high > 0:
-            i = k.clamp(i, 0, (n - 1) * (inner + 1))
-        if inner and n > 1:
-            conds.append(k.pure("scalar.compare", [k.mod(i, inner + 1), k.index(0)], {"predicate": "eq"}, op.loc))
-        pos.append(k.div(i, inner + 1))
-    value = g.at(x, Index(x.type.shape, tuple(pos)))
-    inside = k.all(conds)
-    return value if inside is None else k.pure("scalar.select", [inside, value, g.item(fill)], None, op.loc)
-
-
-@rule("tensor.concat")
-def _concat(g, op, index):
-    k, d, at = g.k, op.attrs["dim"], g.dims(op, index)
-    out, lo = None, 0
-    for x in op.operands:
-        n = x.type.shape[d]
-        if x.type.numel == 0:
-            continue
-        i = k.add(at[d], -lo)
-        if n != op.result.type.shape[d]:
-            i = k.clamp(i, 0, n - 1)
-        value = g.at(x, Index(x.type.shape, (*at[:d], i, *at[d + 1:])))
-        out = value if out is None else k.pure("scalar.select", [k.between(at[d], lo, None), value, out], None, op.loc)
-        lo += n
-    return out
-
-
-@rule("tensor.windows")
-def _windows(g, op, index):
-    x, at, n = op.operands[0], g.dims(op, index), len(op.attrs["size"])
-    lead = x.type.rank - n
-    space = (g.k.add(g.k.mul(o, st), g.k.mul(j, di)) for o, j, st, di in zip(at[lead:lead + n], at[lead + n:], op.attrs["stride"], op.attrs["dilation"]))
-    return g.at(x, Index(x.type.shape, (*at[:lead], *space)))
-
-
-@rule("tensor.fold_windows")
-def _fold_windows(g, op, index):
-    """Each position sums the windows that cover it, in ascending order of its place in them."""
-    k, y, n = g.k, op.operands[0], len(op.attrs["size"])
-    dtype, at = y.type.dtype, g.dims(op, index)
-    if y.type.numel == 0:
-        return k.constant(0, dtype)
-    lead = y.type.rank - 2 * n
-    if all(d == 1 and j == s and m % s == 0 for j, s, d, m in zip(*(op.attrs[a] for a in ("size", "stride", "dilation", "shape")))):
-        sizes = op.attrs["size"]                       # every position is in exactly one window
-        return g.at(y, Index(y.type.shape, (*at[:lead], *(k.div(s, j) for s, j in zip(at[lead:], sizes)), *(k.mod(s, j) for s, j in zip(at[lead:], sizes)))))
-    counts = y.type.shape[lead:lead + n]
-
-    def body(ivs):
-        conds, pos = [], []
-        for s, j, o, st, di in zip(at[lead:], ivs, counts, op.attrs["stride"], op.attrs["dilation"]):
-            t = k.sub(s, k.mul(j, di))
-            conds.append(k.between(t, 0, (o - 1) * st))
-            t = k.clamp(t, 0, (o - 1) * st)
-            if st > 1:
-                conds.append(k.pure("scalar.compare", [k.mod(t, st), k.index(0)], {"predicate": "eq"}, op.loc))
-            pos.append(k.div(t, st))
-        e = g.cast(g.at(y, Index(y.type.shape, (*at[:lead], *pos, *ivs))), accumulator(dtype))
-        return [k.pure("scalar.select", [k.all(conds), e, k.constant(0, e.type.dtype)], None, op.loc)]
-
-    return g.cast(g.reduce_nest(k.scope_of(at), list(op.attrs["size"]), ["add"], body, op.loc)[0], dtype)
-
-
-# ---- run-time positions --------------------------------------------------------------------------------------------------
-
-
-@rule("tensor.take")
-def _take(g, op, index):
-    x, indices = op.operands
-    d, r, at = op.attrs["dim"], indices.type.rank, g.dims(op, index)
-    return _gather(g, op, x, d, g.at(indices, Index(indices.type.shape, at[d:d + r])), at[:d], at[d + r:])
-
-
-@rule("tensor.take_along")
-def _take_along(g, op, index):
-    x, indices = op.operands
-    d, at = op.attrs["dim"], g.dims(op, index)
-    return _gather(g, op, x, d, g.at(indices, Index(indices.type.shape, at)), at[:d], at[d + 1:])
-
-
-@rule("tensor.put_along_add")
-def _put_along_add(g, op, index):
-    """With one update per row (what `fuse` groups): x, plus the update at the row's index."""
-    x, indices, updates = op.operands
-    d, at, k = op.attrs["dim"], g.dims(op, index), g.k
-    if indices.type.shape[d] != 1:
-        raise ValueError("put_along_add of several updates is a kernel of its own")
-    row = Index(indices.type.shape, (*at[:d], k.index(0), *at[d + 1:]))
-    i = g.checked_index(g.at(indices, row), x.type.shape[d], op)
-    hit = k.pure("scalar.compare", [at[d], i], {"predicate": "eq"}, op.loc)
-    old = g.at(x, index)
-    new = k.pure("scalar.add", [old, g.at(updates, row)], None, op.loc)
-    return k.pure("scalar.select", [hit, new, old], None, op.loc)
-
-
-def _gather(g, op, x, d, i, before, after):
-    n = x.type.shape[d]
-    if n == 0:
-        g.check(g.k.constant(False, bool_), g.cast(i, i64), "index {} is out of range 0..0", op)
-        return g.k.constant(False if x.type.dtype.is_bool else 0, x.type.dtype)
-    return g.at(x, Index(x.type.shape, (*before, g.checked_index(i, n, op), *after)))
-
-
-def slice_starts(g: Elements, op: Op, starts: list[Value], shape, sizes) -> list[Value]:
-    """The start indices of a block, checked and clamped."""
-    return [g.checked_index(g.item(s), n - size + 1, op, f"slice start {{}} is out of range 0..{n - size + 1}")
-            for s, n, size in zip(starts, shape, sizes)]
-
-
-@rule("tensor.dynamic_slice")
-def _dynamic_slice(g, op, index):
-    x = op.operands[0]
-    starts = slice_starts(g, op, op.operands[1:], x.type.shape, op.attrs["sizes"])
-    return g.at(x, Index(x.type.shape, tuple(g.k.add(s, i) for s, i in zip(starts, g.dims(op, index)))))
-
-
-@rule("tensor.dynamic_update_slice")
-def _dynamic_update_slice(g, op, index):
-    x, u = op.operands[:2]
-    starts = slice_starts(g, op, op.operands[2:], x.type.shape, u.type.shape)
-    old = g.at(x, index)
-    if u.type.numel == 0:
-        return old
-    k, conds, pos = g.k, [], []
-    for i, s, n, size in zip(g.dims(op, index), starts, x.type.shape, u.type.shape):
-        j = k.sub(i, s)
-        if size != n:
-            conds.append(k.between(j, 0, size - 1))
-            j = k.clamp(j, 0, size - 1)
-        pos.append(j)
-    new, inside = g.at(u, Index(u.type.shape, tuple(pos))), k.all(conds)
-    return new if inside is None else k.pure("scalar.select", [inside, new, old], None, op.loc)
-
-
-# ---- random numbers ----------------------------------------------------------------------------------------------------
-
-
-def philox(g: Elements, key: Value, counter: Value, domain: int, op: Op) -> list[Value]:
-    """The four words; `counter` is an i64."""
-    counter = g.cast(counter, u64)
-    scope = g.k.scope_of([key, counter])
-    memo = ("philox", key, counter, domain)
-    if memo not in scope.memo:
-        scope.memo[memo] = g.k.emit("scalar.philox", [key, counter], {"domain": domain}, op.loc, scope).results
-    return scope.memo[memo]
-
-
-@rule("random.bits")
-def _bits(g, op, index):
-    k, key = g.k, op.operands[0]
-    lead, shape = key.type.shape, op.result.type.shape
-    n = 1
-    for s in shape[len(lead):]:
-        n *= s
-    at = k.resolve(index, (*lead, n))
-    e = at[-1]
-    words = philox(g, g.at(key, Index(lead, at[:-1])), k.div(e, 4), 0, op)
-    word, out = k.mod(e, 4), words[0]
-    for i in (1, 2, 3):
-        if n > i:
-            out = k.pure("scalar.select", [k.pure("scalar.compare", [word, k.index(i)], {"predicate": "eq"}, op.loc), words[i], out], None, op.loc)
-    return out
-
-
-@rule("random.fold_in")
-def _fold_in(g, op, index):
-    key, data = (g.at(v, index) for v in op.operands)
-    words = philox(g, key, data, 1, op)
-    high = g.k.pure("scalar.shl", [g.cast(words[1], u64), g.k.constant(32, u64)], None, op.loc)
-    return g.k.pure("scalar.or", [high, g.cast(words[0], u64)], None, op.loc)
 
 
 # ---- reductions --------------------------------------------------------------------------------------------------------
@@ -519,32 +300,3 @@ def _arg(g, op, index):
         return [k.pure("scalar.select", [hit, ivs[0], k.index(n - 1)], None, op.loc)]
 
     return g.reduce_nest(scope, [n], ["min"], body, op.loc)[0]
-
-
-# ---- contractions ------------------------------------------------------------------------------------------------------
-
-
-@rule("tensor.dot_general")
-def _dot_general(g, op, index):
-    """A small contraction as a plain sum; without contracted dims, a product."""
-    k, (x, y), a = g.k, op.operands, op.attrs
-    lb, rb, lc, rc = (list(a[n]) for n in ("lhs_batch", "rhs_batch", "lhs_contract", "rhs_contract"))
-    lf = [d for d in range(x.type.rank) if d not in lb + lc]
-    rf = [d for d in range(y.type.rank) if d not in rb + rc]
-    dtype = op.result.type.dtype
-    if x.type.numel == 0 or y.type.numel == 0:
-        return k.constant(0, dtype)
-    at = g.dims(op, index)
-    nb, nl = len(lb), len(lf)
-    left, right = dict(zip(lb, at[:nb])), dict(zip(rb, at[:nb]))
-    left.update(zip(lf, at[nb:nb + nl]))
-    right.update(zip(rf, at[nb + nl:]))
-
-    def product(ivs):
-        p, q = {**left, **dict(zip(lc, ivs))}, {**right, **dict(zip(rc, ivs))}
-        xs = (g.at(v, Index(v.type.shape, tuple(pos[d] for d in range(v.type.rank)))) for v, pos in ((x, p), (y, q)))
-        return [k.pure("scalar.mul", [g.cast(v, accumulator(dtype)) for v in xs], None, op.loc)]
-
-    if not lc:
-        return g.cast(product([])[0], dtype)
-    return g.cast(g.reduce_nest(k.scope_of(at), [x.type.shape[d] for d in lc], ["add"], product, op.loc)[0], dtype)

@@ -7,6 +7,7 @@ The code inside comes from lower_elemental.py; collapse.py merges loops afterwar
 """
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -14,7 +15,7 @@ from ..compiler.ir.core import Loc, Op, Value
 from ..compiler.ir.dims import product
 from ..compiler.ir.types import BufferType, TensorType
 from .collapse import collapse
-from .cost import EXPENSIVE, ROW_BUFFER_BYTES, cost
+from .cost import EXPENSIVE, ROW_BUFFER_BYTES, UNROLLED_STORES, cost
 from .lower_buffers import Host, Storage, reshape_strides
 from .lower_elemental import SUMS, Elements, Index, Leaf, accumulator, reducer
 from .lower_kernel import Kernel
@@ -128,7 +129,11 @@ def _rows(group: Group, outputs, host: Host) -> Kernel:
 
 
 def _independent(k: Kernel, sizes, body, loc) -> None:
-    """Nested loops over `sizes` at the root whose iterations do not depend on one another."""
+    """Nested loops over `sizes` at the root whose iterations do not depend on one another; no loops for a few iterations."""
+    if product(sizes) <= UNROLLED_STORES:
+        for at in itertools.product(*map(range, sizes)):
+            body([k.index(i) for i in at], k.root)
+        return
     scope, opened, ivs = k.root, [], []
     for n in sizes:
         if n == 1:

@@ -5,9 +5,10 @@ from ..compiler.ir.core import Op, Value
 from ..compiler.ir.dims import product
 from ..compiler.ir.types import i64
 from .lower_buffers import Host, Splat, Storage, shifted
-from .lower_elemental import Elements, Index, accumulator, philox, slice_starts
+from .lower_elemental import Elements, Index, accumulator
 from .lower_kernel import I64, Kernel
 from .lower_kernels import _emit, _start, _store
+from .lower_rules import philox, slice_starts
 
 SMALL_CONTRACTION = 2048            # multiplications up to which a plain nest beats packing
 LETTERS = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ"

@@ -19,6 +19,7 @@ from ..compiler.ir.core import Block, Func, Loc, Module, Op, Value
 from ..compiler.ir.dims import product
 from ..compiler.ir.opdef import LOOP
 from ..compiler.ir.types import BufferType, TensorType
+from . import lower_rules  # noqa: F401  (registers its rules)
 from .donate import infer_donations
 from .lower_buffers import MOVES, Host, Place, Splat, Storage, moved, reshape_strides, whole
 from .lower_elemental import BufferLeaf, Leaf, NumberLeaf, ScalarLeaf, can_pull

@@ -33,6 +33,7 @@ def _windows_grad(b, op, dys):
 def _fold(types, attrs, regions):
     count(1, types)
     y, shape = tensor(types[0]), attrs["shape"]
+    need(not y.dtype.is_bool, f"expected numbers, got {y}", 0)
     n = len(attrs["size"])
     need(len(shape) == n and y.rank >= 2 * n, f"shape has one entry per window dim; {y} has positions and window dims last", 0)
     lead = y.shape[:y.rank - 2 * n]
