@@ -191,7 +191,9 @@ def did_you_mean(name: str, candidates: Iterable[str]) -> str | None:
     for c in pool:                                           # `Relu` for `relu`: difflib would not find short ones
         if c.lower() == name.lower():
             return c
-    close = difflib.get_close_matches(name, pool, n=1, cutoff=0.6 if len(name) > 3 else 0.5)
+    if len(name) < 2:                                        # every short name is near to one letter
+        return None
+    close = difflib.get_close_matches(name, [c for c in pool if len(c) > 1], n=1, cutoff=0.6 if len(name) > 3 else 0.5)
     return close[0] if close else None
 
 

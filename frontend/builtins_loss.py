@@ -94,7 +94,9 @@ def cross_entropy(cx, logits, target, weight=None, ignore_index=None, reduction=
     if y.type.dtype.is_float:
         y = move_last(b, y, d) if y.type.rank == x.type.rank else y
         if not (y.type.rank == x.type.rank and all(maybe_equal(p, q) for p, q in zip(x.type.shape, y.type.shape))):
-            cx.fail(f"probabilities {type_text(y.type)} do not fit logits {type_text(x.type)}", "target")
+            numbers = y.type.rank == x.type.rank - 1
+            cx.fail(f"probabilities {type_text(y.type)} do not fit logits {type_text(x.type)}", "target",
+                    hint="class numbers are integers: `i64(..)` converts" if numbers else None)
         y = b.cast(y, x.type.dtype)
         if s:
             y = b.add(b.mul(y, 1 - s), s / (classes if isinstance(classes, int) else 1))

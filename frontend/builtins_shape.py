@@ -177,7 +177,10 @@ def cat(cx, tensors, dim=0):
     for x in xs[1:]:
         bad = x.type.rank != xs[0].type.rank or any(k != d and not maybe_equal(p, q) for k, (p, q) in enumerate(zip(xs[0].type.shape, x.type.shape)))
         if bad:
-            cx.fail(f"cannot join {type_text(xs[0].type)} and {type_text(x.type)} along dimension {d}: the other dimensions differ", "tensors")
+            a, c = xs[0].type, x.type
+            other = [k for k in range(a.rank) if a.rank == c.rank and k != d and all(maybe_equal(p, q) for j, (p, q) in enumerate(zip(a.shape, c.shape)) if j != k)]
+            cx.fail(f"cannot join {type_text(a)} and {type_text(c)} along dimension {d}: the other dimensions differ", "tensors",
+                    hint=f"they fit along another one: `dim = {other[0]}`" if other else None)
     return xs[0] if len(xs) == 1 else cx.op("tensor.concat", xs, {"dim": d})
 
 

@@ -31,6 +31,7 @@ from .values import (
     QuantType,
     RangeValue,
     Reversed,
+    RuleValue,
     Scope,
     Slot,
     Transform,
@@ -75,6 +76,7 @@ def evaluate_args(el: Elaborator, args: list[A.Arg], scope: Scope) -> CallArgs:
             else:
                 ca.kw[a.name] = v
                 ca.kw_spans[a.name] = a.value.span
+                ca.names[a.name] = a.span._replace(end_line=a.span.line, end_col=a.span.col + len(a.name))
     finally:
         if frame is not None:
             frame.expected = expected
@@ -108,7 +110,7 @@ def bind_params(el: Elaborator, what: str, params: list[A.Param], ca: CallArgs, 
         names = [p.name for p in params]
         bad = next(k for k in kw if k not in names)
         near = did_you_mean(bad, names)
-        el.fail(ca.kw_spans[bad], f"{what} has no parameter `{bad}`",
+        el.fail(ca.name_span(bad), f"{what} has no parameter `{bad}`",
                 hint=f"did you mean `{near}`?" if near else f"its parameters are: {', '.join(names) or 'none'}", notes=notes)
     for p, v, _ in out:
         if v is MISSING and p.default is None and not is_key(p):
@@ -193,7 +195,12 @@ def call(el: Elaborator, f: object, ca: CallArgs, span: Span) -> object:
         return out
     if isinstance(f, list) and not f and len(ca.pos) == 1:
         return ca.pos[0]
-    el.fail(span, f"{describe(f)} cannot be called")
+    hint = None
+    if isinstance(f, RuleValue):
+        hint = f"`learn LAYER by {f.decl.name}(..)` and `minimize LOSS using ..` apply rules, in a train block"
+    elif is_weak(f) or isinstance(f, Value):
+        hint = "`*` multiplies; `[ ]` takes elements"
+    el.fail(span, f"{describe(f)} cannot be called", hint=hint)
 
 
 def _applies(x: object) -> bool:
@@ -335,7 +342,7 @@ def call_builtin(el: Elaborator, f: Builtin, ca: CallArgs, span: Span) -> object
         for name in kwargs:
             if name not in f.named:
                 near = did_you_mean(name, f.named)
-                el.fail(ca.kw_spans[name], f"`{f.name}` has no parameter `{name}`",
+                el.fail(ca.name_span(name), f"`{f.name}` has no parameter `{name}`",
                         hint=f"did you mean `{near}`?" if near else f"its named parameters are: {', '.join(f.named)}" if f.named else None)
         spans.update(ca.kw_spans)
         if len(args) < len(params):
@@ -352,7 +359,7 @@ def call_builtin(el: Elaborator, f: Builtin, ca: CallArgs, span: Span) -> object
                 key = ALIASES[key]
             if key not in params:
                 near = did_you_mean(name, params)
-                el.fail(ca.kw_spans[name], f"`{f.name}` has no parameter `{name}`",
+                el.fail(ca.name_span(name), f"`{f.name}` has no parameter `{name}`",
                         hint=f"did you mean `{near}`?" if near else f"its parameters are: {', '.join(params)}")
             if key in values:
                 el.fail(ca.kw_spans[name], f"argument `{name}` of `{f.name}` is given twice")

@@ -164,6 +164,9 @@ def gradient(el: Elaborator, f: object, args: CallArgs, wanted: list[str | int |
     w = Watched(el, f, args, wanted, span)
     ys = w.ys
     if seed is None:
+        if isinstance(w.out, Value) and not w.out.type.dtype.is_float:
+            el.fail(span, f"only floats have derivatives; {fn_text(f) if isinstance(f, FnValue) else 'the function'} gives {describe(w.out)}",
+                    hint="comparisons, counts and indices are constant wherever they do not jump")
         if len(ys) != 1 or not isinstance(w.out, Value) or ys[0].type.rank != 0 or not ys[0].type.dtype.is_float:
             el.fail(span, f"only a scalar can be differentiated; {fn_text(f) if isinstance(f, FnValue) else 'the function'} gives {describe(w.out)}",
                     hint="`sum` or `mean` makes a scalar; `vjp(f, x)[1](g)` takes a cotangent of any shape")

@@ -342,9 +342,7 @@ def binary_op(el: Elaborator, op: str, x: object, y: object, span: Span, nodes: 
 
 def operand_error(el: Elaborator, op: str, x, y, span: Span, nodes, scope: Scope, why: str, hint: str | None = None) -> CompileError:
     from ..compiler.diagnostics import error
-    if "expected" in why and "got" in why:
-        why = why.replace("[", "[")
-    else:
+    if why.startswith("dimension "):
         why = f"these shapes do not broadcast: {why}"
     if hint is None and isinstance(x, Value) and isinstance(y, Value):
         hint = broadcast_hint(x.type, y.type)

@@ -222,6 +222,8 @@ def library_names() -> dict[str, str]:
 def not_found(name: str, span: Span, scope: Scope, what: str = "name"):
     """The error for an unknown name, with what may have been meant."""
     file = library_names().get(name)
+    if name in ("torch", "np", "numpy", "jnp", "jax", "nn", "F", "tf"):
+        return error(span, f"unknown {what} `{name}`", hint="operations need no prefix: `relu(x)`, `sum(x, dim = 0)`")
     if file:
         return error(span, f"unknown {what} `{name}`", hint=f'`{name}` is in the library: add `import "std/{file}"`')
     near = did_you_mean(name, scope.all_names())

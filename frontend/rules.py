@@ -355,6 +355,7 @@ def declared_type(el: Elaborator, sig: Signature, t: A.Type, scope: Scope) -> Te
 def own_statement(el: Elaborator, s: A.StateDecl, scope: Scope) -> None:
     """`own m: f32[classes, n] = normal(0, 1)`"""
     cx = el.rule
+    scope.bind(s.name, POISON, s.name_span)                        # should it be wrong, uses of it are not wrong as well
     t = declared_type(el, cx.sig, s.type, scope)
     if s.init is not None:
         for node in A.walk(s.init):

@@ -342,7 +342,7 @@ class Signature:
             if name in self.origins:
                 text, where = self.origins[name]
                 what = f"is {self.dims[name]} from" if str(self.dims[name]) != name else "is a dimension of"
-                notes.append((where if where != span else None, f"`{name}` {what} {text}"))
+                notes.append((where if where != span else None, f"`{name}` {what} {text.rstrip(',')}"))
             elif self.owner is not None and name in self.owner.args and not self.owner.span.file.startswith("std/"):
                 from .expressions import layer_fix_text
                 hint = layer_fix_text(self.owner, name, n, None) if isinstance(d, A.Name) else None

@@ -61,6 +61,8 @@ def constant(b: Builder, v: object, dtype: DType, shape=()) -> Value:
     if not is_weak(v):
         raise TypeMismatch(f"expected a tensor or a number, got {describe(v)}")
     v = plain(v)
+    if not isinstance(v, int | float):
+        raise TypeMismatch(f"expected a number, got {describe(v)}")
     if dtype.is_int and isinstance(v, float):
         if v != int(v):
             raise TypeMismatch(f"{v} is no whole number, so it cannot be {dtype}")

@@ -299,6 +299,8 @@ class _Builder:
                     self.training.made[p.cell] = values[-1]
                 except CompileError as e:
                     el.diags.extend(e)
+                except Poisoned:                               # recorded already
+                    pass
         el.finish()
         make_func(el, frame, "init", [key], values, self.block.name_span, {"result_names": [p.path for p in places]})
 

@@ -27,6 +27,13 @@ class DatasetLoader(Transform):
         self.load = load
 
     def call(self, el: Elaborator, args: CallArgs, span: Span) -> object:
+        names = args.pos[:1] or [args.kw.get("name")]
+        if not isinstance(names[0], str):
+            raise error(span, "`dataset` needs the name of a data set" + (f", got {describe(names[0])}" if names[0] is not None else ""),
+                        hint='for example `dataset("digits")`')
+        for v, at in [*zip(args.pos, args.spans), *((v, args.kw_spans[k]) for k, v in args.kw.items())]:
+            if not _plain(v):
+                raise error(at, f"an argument of `dataset` is a string, a number or a list of them, got {describe(v)}")
         try:
             data = self.load(*args.pos, **args.kw)
         except CompileError as e:                              # the loader's own: only the place is missing
@@ -41,6 +48,10 @@ class DatasetLoader(Transform):
             hint = getattr(e, "hint", None)
             raise error(span, getattr(e, "message", None) or str(e), hint=hint) from None
         return LoadedData(data, span)
+
+
+def _plain(v: object) -> bool:
+    return v is None or isinstance(v, str | int | float) or isinstance(v, list | tuple) and all(map(_plain, v))
 
 
 class LoadedData(Namespace):
@@ -128,6 +139,8 @@ def check_unused(el: Elaborator, block: A.Train, places: dict[str, Span], scope:
     for name, span in places.items():
         if name in DEFAULTS or name in used or isinstance(scope.names.get(name), LoadedData | LayerInstance | list):
             continue
+        if name == "data":
+            el.fail(span, f"`data` is {describe(scope.names.get(name))}, expected a data set", hint='for example `data = dataset("digits")`')
         near = did_you_mean(name, DEFAULTS)
         el.fail(span, f"unknown setting `{name}`, and nothing uses it",
                 hint=f"did you mean `{near}`?" if near else f"settings are: {', '.join(DEFAULTS)}")

@@ -325,7 +325,7 @@ def minimize(el: TrainElaborator, s: A.Minimize, scope: Scope) -> object:
             taken[c] = (o.wrt or o.using).span
         chosen.append((use, cells))
     if not taken:
-        hint = "its parameters are behind `stop_gradient`" if run.training.places else "bind a model first: `model = Mlp(..)`"
+        hint = "it uses no parameter of a model, or only behind `stop_gradient`" if run.training.places else "bind a model first: `model = Mlp(..)`"
         el.fail(s.loss.span, "this depends on no parameter, so there is nothing to learn", hint=hint)
     grads = gradients(el, loss, {c: saw[c] for c in taken}, s.span)
     pairs = [(use, c, run.training.prefix(run.training.places[c].path, use.name)) for use, cells in chosen for c in cells]

@@ -210,11 +210,15 @@ class Transform:
 class CallArgs:
     """The evaluated arguments of a call: values with the spans they were written at."""
 
-    __slots__ = ("pos", "spans", "kw", "kw_spans")
+    __slots__ = ("pos", "spans", "kw", "kw_spans", "names")
 
     def __init__(self, pos=(), spans=(), kw=None, kw_spans=None):
         self.pos, self.spans = list(pos), list(spans)
         self.kw, self.kw_spans = kw or {}, kw_spans or {}
+        self.names: dict[str, Span] = {}                       # where the names of `kw` stand, if they were written
+
+    def name_span(self, name: str) -> Span:
+        return self.names.get(name) or self.kw_spans[name]
 
     @staticmethod
     def of(values, span: Span) -> CallArgs:

@@ -229,7 +229,7 @@ class _Proof:
         steps, last = [], None
         for o in way(env, v, label):
             text = _step(o)
-            if (text, o.loc) != last and o.loc is not None:
+            if (text, o.loc) != last and o.loc is not None and o.name != "autodiff.watch":
                 steps.append((o, text))
             last = (text, o.loc)
         hops = [f"{t} ({o.loc})" for o, t in steps if o.name == "func.call"]
@@ -256,11 +256,15 @@ class _Proof:
         return f"{name}: {v.type} from the batch's {', '.join(sorted(data))}" if data else None
 
 
+WORDS = {"dot_general": "a matrix product", "reduce_sum": "a sum", "reduce_max": "a maximum", "add": "a sum", "sub": "a difference", "mul": "a product",
+         "div": "a quotient", "broadcast": "spread over a shape", "transpose": "transposed", "reshape": "reshaped", "convolution": "a convolution"}
+
+
 def _step(op: Op) -> str:
     if op.name == "func.call":
         instance = op.attrs.get("instance")
         return f"layer `{instance}`" if instance else f"`{op.attrs['callee']}`"
-    return {"func.return": "kept from the step before", "autodiff.gradient": "a derivative"}.get(op.name, op.name.partition(".")[2])
+    return {"func.return": "kept from the step before", "autodiff.gradient": "a derivative"}.get(op.name, WORDS.get(op.name.partition(".")[2], op.name.partition(".")[2]))
 
 
 def _at(op: Op, text: str) -> list[tuple[Span | None, str]]:

@@ -9,6 +9,8 @@ from .common import BASE, LOOPS, S, count, need, row
 
 F, I, N, B_ = "float", "int", "num", "bool"         # what dtypes an op takes; N: float or int; "any"; "bits": int or bool
 
+KINDS = {F: "floats", I: "integers", N: "numbers", B_: "bools", "bits": "integers or bools"}
+
 
 def _ok(dtype, kind: str) -> bool:
     return {F: dtype.is_float, I: dtype.is_int, N: dtype.is_float or dtype.is_int, B_: dtype.is_bool,
@@ -20,7 +22,7 @@ def _infer(kind: str, arity: int, out=None):
         count(arity, types)
         t = types[0]
         need(isinstance(t, TensorType | ScalarType), f"expected tensors or scalars, got {t}", 0)
-        need(_ok(t.dtype, kind), f"expected {'a float' if kind == F else 'an integer' if kind == I else kind} type, got {t}", 0)
+        need(_ok(t.dtype, kind), f"expected {KINDS.get(kind, kind)}, got {t}", 0)
         for i, u in enumerate(types[1:], 1):
             need(u == t, f"expected equal types, got {t} and {u}", 0, i)
         return [_with(t, out(attrs) if out else t.dtype)]
