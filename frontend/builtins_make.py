@@ -185,6 +185,7 @@ def key_of(cx, key) -> Value:
         return cx.el.key(cx.span)
     if not isinstance(key, Value) or key.type.dtype is not u64:
         cx.fail(f"`key` is a random key, got {describe(key)}", "key", hint="a key comes from a parameter `k: key`, `split` or `fold_in`")
+    cx.el.use_key(key, cx.span)
     return key
 
 

@@ -401,6 +401,9 @@ def call_fn(el: Elaborator, fn: FnValue, ca: CallArgs, span: Span) -> object:
     if frame is not None:
         expected, frame.expected = frame.expected, None
     scope, sig = bind_signature(el, fn, ca, span)
+    for p in fn.decl.params:
+        if is_key(p) and frame is not None:
+            el.use_key(scope.names[p.name], span)
     if frame is None or fn.inline or expected is not None:
         return inline(el, fn, scope, sig, span, expected)
     insts: list[LayerInstance] = []

@@ -68,16 +68,21 @@ def if_(el: Elaborator, node: A.If, scope: Scope) -> object:
     frame = el.frame
     expected = frame.expected
     sides = []
+    keys = frame.used_keys
+    all_keys = dict(keys)
     for branch in (node.then, node.orelse):
         with frame.region() as r:
             frame.expected = expected
+            frame.used_keys = dict(keys)                       # one branch runs: both may use a key
             yields, frame.yields = frame.yields, None
             try:
                 value = el.eval(branch, scope) if branch is not None else UNIT
             finally:
                 frame.yields = yields
+        all_keys.update(frame.used_keys)
         sides.append((r, value))
     frame.expected = expected
+    frame.used_keys = all_keys
     (r1, v1), (r2, v2) = sides
     if node.orelse is None:
         if v1 is not UNIT and not r1.changed:
@@ -275,6 +280,19 @@ def open_cells(el: Elaborator, region) -> list[Cell]:
     return [c for c in region.changed if not isinstance(c, Signal)]
 
 
+def keys_in_loop(el: Elaborator, block: Block, before: dict[Value, Span]) -> None:
+    """Warns of keys from outside that a loop's body uses: every step draws the same."""
+    new = {k: s for k, s in el.frame.used_keys.items() if k not in before}
+    if new:
+        inside = {id(r) for op in block.walk() for r in op.results} | {id(a) for a in block.args}
+        for op in block.walk():
+            inside |= {id(a) for r in op.regions for a in r.args}
+        for key, span in new.items():
+            if id(key) not in inside:
+                el.diags.warn(span, "this key is the same in every step: it gives the same random numbers again",
+                              hint="`fold_in(key, t)` makes one for step t")
+
+
 # ---- while ------------------------------------------------------------------------------------------------------------
 
 @expression(A.While)
@@ -284,9 +302,11 @@ def while_(el: Elaborator, node: A.While, scope: Scope) -> object:
     if frame is None:
         return static_while(el, node, scope, carries)
     cells: list[Cell] = []
+    keys = frame.used_keys
     counter: Cell | None = None                                # counts the steps where random keys depend on them
     for _ in range(8):
         errors = len(el.diags.errors)
+        frame.used_keys = dict(keys)
         specs, leaves = carries.start(node.span)
         cell_values = [el.b(node.span).constant(0, INDEX) if c is counter else el.read(c, scope, node.span) for c in cells]
         types = [v.type for v in leaves]
@@ -345,6 +365,7 @@ def while_(el: Elaborator, node: A.While, scope: Scope) -> object:
             cells = cells + written
             continue
         body.terminate(nexts + [body.changed.get(c, a) for c, a in zip(cells, body.block.args[len(types):])])
+        keys_in_loop(el, body.block, keys)
         op = el.b(node.span).op("scf.while", leaves + cell_values, {}, [test.block, body.block])
         for c, v in zip(cells, op.results[len(types):]):
             if c is not counter:
@@ -537,8 +558,10 @@ def loop(el: Elaborator, node: A.Scan, items: object, reverse: bool, scope: Scop
     b = el.b(node.span)
     carries = Carries(el, node.carries, scope)
     cells: list[Cell] = []
+    keys = frame.used_keys
     for _ in range(8):
         errors = len(el.diags.errors)
+        frame.used_keys = dict(keys)
         specs, leaves = carries.start(node.span)
         cell_values = [el.read(c, scope, node.span) for c in cells]
         types = [v.type for v in leaves]
@@ -580,6 +603,7 @@ def loop(el: Elaborator, node: A.Scan, items: object, reverse: bool, scope: Scop
         signals = [x for x in body.changed if isinstance(x, Signal)]
         stacked = y_leaves + [body.changed[x] for x in signals]
         body.terminate(nexts + [body.changed.get(c, a) for c, a in zip(cells, args[1 + len(types):])] + stacked)
+        keys_in_loop(el, body.block, keys)
         try:
             op = el.b(node.span).op("scf.scan", carried + xs, {"length": length, "n_carry": len(carried), "reverse": reverse}, [body.block])
         except TypeMismatch as e:

@@ -111,6 +111,14 @@ class Elaborator:
                       hint="declare a parameter `key: key` and pass it (`key = key`); callers may leave it out")
         return key
 
+    def use_key(self, key: Value, span: Span) -> None:
+        """Notes that a draw or a call takes a key; a second one gets the same random numbers, which is hardly meant."""
+        used = self.frame.used_keys
+        if key in used:
+            self.diags.warn(span, "this key is used a second time: it gives the same random numbers again",
+                            hint="`split(key)` makes two keys", notes=[(used[key], "used first here")] if used[key] != span else [])
+        used.setdefault(key, span)
+
     # ---- cells ----
     def cell_type(self, cell: Cell, scope: Scope | None, span: Span) -> TensorType:
         """A cell's type; a cache's unknown dims are taken from the scope of the method that uses it."""

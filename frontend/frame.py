@@ -40,6 +40,7 @@ class Frame:
         self.expected: TensorType | None = None      # the type that an initialiser's value is wanted in
         self.roots: list[tuple[str, LayerInstance]] = list(roots)
         self._paths: dict[int, str] | None = None
+        self.used_keys: dict[Value, Span] = {}       # keys given to a draw or a call, and where
         self.depth = 0                               # regions around the current point
 
     # ---- cells ----

@@ -55,7 +55,7 @@ def test_diagnostic(path: Path):
     ("fn f(x: f32[n]) -> f32[n] { let y: f32[3, n] = x; x }", "expected f32[3, n]"),
     ("fn f(x: f32[n], k: key) { normal(0, 1, size = [2], key = x) }", "`key` is a random key"),
     ("fn f(x: i64[n]) { grad(fn (v) { sum(v) })(x) }", "only floats have derivatives"),
-    ("fn f(x: f32[n]) { scan t in 0..i64(sum(x)) with a = 0.0 { a + 1 } }", "has to be known when compiling"),
+    ("fn f(x: f32[n]) { scan t in 0..i64(sum(x)) { yield t } }", "has to be known when compiling"),
     ("fn f(x: f32[2, 3]) { cat([x, x.T]) }", "cannot join"),
     ("fn f(x: f32[n]) { foo.bar(x) }", "unknown name `foo`"),
 ])
@@ -82,3 +82,15 @@ def test_import_cycles_and_missing_files(tmp_path):
     with pytest.raises(CompileError) as e:
         load(tmp_path / "c.nn")
     assert "cannot find `nothere.nn`" in str(e.value) and "did you mean `std/nn.nn`?" in str(e.value)
+
+
+@pytest.mark.parametrize("text, wanted", [
+    ("fn f(key: key) { let a = normal(0, 1, size = [2], key = key); a + normal(0, 1, size = [2], key = key) }", "used a second time"),
+    ("fn f(key: key) { scan t in 0..3 { yield normal(0, 1, size = [2], key = key) } }", "the same in every step"),
+    ("fn f(key: key) { scan t in 0..3 { yield normal(0, 1, size = [2], key = fold_in(key, t)) } }", None),
+    ("fn f(x: f32, key: key) { if x > 0 { normal(0, 1, size = [], key = key) } else { uniform(0, 1, size = [], key = key) } }", None),
+    ("fn f(key: key) { let (a, b) = split(key); normal(0, 1, size = [2], key = a) + normal(0, 1, size = [2], key = b) }", None),
+])
+def test_warnings_about_keys(text: str, wanted: str | None):
+    warnings = [d.message for d in check(load("t.nn", text + "\n"))]
+    assert bool(warnings) == (wanted is not None) and all(wanted in w for w in warnings)
