@@ -21,6 +21,7 @@ from .sync import Access, Place, Places, Summary, Sync, as_single, touched
 from .target import CpuTarget
 from .values import Buf, Val, num
 
+PART_CHARS = 150_000         # of LLVM text in one module of kernels
 SINGLE_CYCLES = 5000.0       # a kernel below this runs on thread 0: a barrier costs about a fifth of it
 
 
@@ -44,7 +45,9 @@ class Emitter:
         self.module, self.target, self.team = module, target, team
         self.profile = profile
         self.steps: list[str] = []                       # with profile: what each counter of `engram_profile` counts
-        self.text = Text(target)
+        self.text = Text(target)                         # host levels and entries
+        self.parts = [Text(target)]                      # kernels, in modules of a size that compiles in a fraction of a second
+        self.part_size = 0
         self.errors = Errors()
         self.kernels: dict[str, str] = {}                # text -> name
         self.constants: dict[str, np.ndarray] = {}       # symbol -> value
@@ -52,7 +55,8 @@ class Emitter:
         self.summaries: dict[str, Summary] = {}
         self.entries: dict[str, str] = {}                # function -> exported symbol
 
-    def run(self, entries: list[str]) -> str:
+    def run(self, entries: list[str]) -> list[str]:
+        """The texts of the modules that make up the program: they can be compiled side by side."""
         for name in self._callees_first(entries):
             func = self.module.funcs[name]
             self.summaries[name] = _Host(self, func).emit()
@@ -60,7 +64,7 @@ class Emitter:
             self._entry(self.module.funcs[name])
         for dtype in sorted(self.gemms):
             self.text.declare(f"declare void @engram_gemm_{dtype}(i64, i64, ptr, ptr)")
-        return self.text.text()
+        return [part.text() for part in [self.text, *self.parts] if part.functions]
 
     def _callees_first(self, entries: list[str]) -> list[str]:
         out: dict[str, None] = {}
@@ -85,11 +89,18 @@ class Emitter:
 
     def kernel(self, op: Op) -> tuple[str, object]:
         """(function name, its code)."""
-        code = emit_kernel(self.text, op, self.errors, self.team)
+        part = self.parts[-1]
+        code = emit_kernel(part, op, self.errors, self.team)
         name = self.kernels.get(code.text)
         if name is None:
             name = self.kernels[code.text] = f"@k{len(self.kernels)}"
-            self.text.functions.append(code.text.replace(NAME, name))
+            part.functions.append(code.text.replace(NAME, name))
+            types = "".join(f", {param_type(v)}" for v in code.captured)
+            self.text.declare(f"declare void {name}(ptr, i64, i64{types})")
+            self.part_size += len(code.text)
+            if self.part_size > PART_CHARS:
+                self.parts.append(Text(self.target))
+                self.part_size = 0
         return name, code
 
     def constant(self, value: np.ndarray) -> str:

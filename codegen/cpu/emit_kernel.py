@@ -76,7 +76,7 @@ def emit_kernel(module: Module, op: Op, errors: Errors, team: int) -> KernelCode
     plan = Plan.parallel(op, target)
     args = captured(op)
     params = "".join(f", {param_type(v)} %c{i}" for i, v in enumerate(args))
-    f = Fn(module, f"internal void {NAME}(ptr %rt, i64 %lo, i64 %hi{params})", "#2")
+    f = Fn(module, f"void {NAME}(ptr %rt, i64 %lo, i64 %hi{params})", "#2")
     body = Body(f, target, plan, errors)
     for i, v in enumerate(args):
         body.env[v] = Buf(f"%c{i}", v.type, num(0)) if isinstance(v.type, BufferType) else Val("u", f"%c{i}", v.type.dtype)

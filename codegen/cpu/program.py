@@ -16,14 +16,14 @@ from .contract import GEMM_DTYPES
 from .emit import Emitter, n_inputs
 from .gemm import gemm_address, scratch_bytes, symbol
 from .runtime import Memory, Runtime, default_threads, runtime, symbols
-from .target import CpuTarget, Library, compile_text, host_target
+from .target import CpuTarget, Library, compile_many, host_target
 
 ALIGN = 64
 
 
 def llvm_text(module: Module, target: CpuTarget | None = None, threads: int = 1) -> str:
     """The LLVM IR of a loop-stage module."""
-    return Emitter(module, target or host_target(), threads).run(_entries(module))
+    return "\n; ---- next module\n".join(Emitter(module, target or host_target(), threads).run(_entries(module)))
 
 
 def _entries(module: Module) -> list[str]:
@@ -88,7 +88,7 @@ class CpuProgram:
             prepare(dtypes, target)                             # the GEMM compiles while this module's text is written
         emitter = Emitter(module, target, self.threads, profile)
         names = _entries(module)
-        text = emitter.run(names)
+        texts = emitter.run(names)
         self._errors = emitter.errors.items
         self._constants = emitter.constants                     # keeps the memory alive
         imports = symbols()
@@ -98,8 +98,8 @@ class CpuProgram:
         self._steps = emitter.steps
         imports["engram_profile"] = self._counters.ctypes.data
         imports.update({symbol(d): gemm_address(d, target) for d in emitter.gemms})
-        used = {k: v for k, v in imports.items() if f"@{k}" in text}
-        self._library = Library([compile_text(text, target)], list(emitter.entries.values()), used, target)
+        used = {k: v for k, v in imports.items() if any(f"@{k}" in text for text in texts)}
+        self._library = Library(compile_many(texts, target), list(emitter.entries.values()), used, target)
         self._one = runtime(1)
         self._team = runtime(self.threads)
         for d in emitter.gemms:
