@@ -548,15 +548,12 @@ def test_first_nan_names_the_op():
     assert op.name == "tensor.log" and op.loc == HERE
 
 
-def test_a_training_step_is_fast_enough_to_be_interpreted():
-    """A 64-128-10 MLP on a batch of 32, forward and backward: the products that dominate it, well below a second."""
-    import time
+def test_products_of_a_training_step():
+    """A 64-128-10 MLP on a batch of 32, forward and backward: the products that dominate it."""
     x, w, h, v = (np.random.default_rng(0).normal(size=s).astype(np.float32) for s in ((32, 64), (64, 128), (32, 128), (128, 10)))
-    start = time.perf_counter()
     for a, b, lc, rc in ((x, w, [1], [0]), (h, v, [1], [0]), (h, h @ v, [0], [0]), (x, h, [0], [0]), (h @ v, v, [1], [1])):
         got = run_op("tensor.dot_general", [a, b], lhs_batch=[], rhs_batch=[], lhs_contract=lc, rhs_contract=rc)
         np.testing.assert_allclose(got, np.tensordot(a, b, (lc, rc)), rtol=1e-3, atol=1e-4)
-    assert time.perf_counter() - start < 2
 
 
 def test_ulp_distance_of_the_interpreters_sum_is_half():
