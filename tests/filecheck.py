@@ -52,7 +52,10 @@ class Outcome:
 def check_file(path: Path) -> None:
     """AssertionError with a diff and the command that accepts it; with ENGRAM_BLESS=1 the file is rewritten instead."""
     before = path.read_text(encoding="utf-8")
-    outcomes = [check_section(s, path.name) for s in SEPARATOR.split(before)]
+    outcomes, line = [], 0
+    for section in SEPARATOR.split(before):
+        outcomes.append(check_section(section, path.name, line))
+        line += section.count("\n") + 1
     after = "// -----\n".join(o.text for o in outcomes)
     problems = [p for o in outcomes for p in o.problems]
     if os.environ.get("ENGRAM_BLESS") and after != before:
@@ -64,12 +67,13 @@ def check_file(path: Path) -> None:
     assert not problems, "\n" + "\n".join(problems)
 
 
-def check_section(text: str, name: str = "test.ir") -> Outcome:
+def check_section(text: str, name: str = "test.ir", above: int = 0) -> Outcome:
+    """`above`: lines of the file before this section."""
     lines = text.splitlines()
     wanted = [(i + 1, m.group(1)) for i, line in enumerate(lines) if (m := EXPECTED.search(line))]
     module = parse_module(text, name)
     if wanted:
-        return Outcome(text, errors(module, wanted, text))
+        return Outcome(text, errors(module, wanted, text, above))
     verify(module)
     before = parse_module(text)
     after = run(clone_module(before), pipeline(text))
@@ -98,7 +102,7 @@ def pipeline(text: str) -> list:
     return todo
 
 
-def errors(module: Module, wanted: list[tuple[int, str]], text: str) -> list[str]:
+def errors(module: Module, wanted: list[tuple[int, str]], text: str, above: int) -> list[str]:
     """Each expected error is reported on its line, and nothing else is."""
     got: list[tuple[int, str]] = []
     try:
@@ -113,10 +117,10 @@ def errors(module: Module, wanted: list[tuple[int, str]], text: str) -> list[str
     for line, message in got:
         match = next((w for w in wanted if w[0] == line and w[1] in message), None)
         if match is None:
-            problems.append(f"line {line}: unexpected error: {message}")
+            problems.append(f"line {line + above}: unexpected error: {message}")
         else:
             wanted = [w for w in wanted if w is not match]
-    return problems + [f"line {line}: expected error: {message}" for line, message in wanted]
+    return problems + [f"line {line + above}: expected error: {message}" for line, message in wanted]
 
 
 def interpreted(before: Module, after: Module) -> list[str]:

@@ -47,7 +47,7 @@ class Options:
     wild: bool = False
     control: bool = True
     donate: bool = True
-    ops: int = 36
+    ops: int = 28
 
 
 @dataclass
