@@ -178,6 +178,17 @@ def _positive(b, x: Value) -> Value:
     return b.compare("gt", x, 0.0)
 
 
+def _negative_part(b, x: Value) -> Value:
+    """x where it is not positive (its derivative at 0 is 1: the exponential side's), else 0, so that nothing overflows."""
+    return b.select(_positive(b, x), 0.0, x)
+
+
+def _between(b, x: Value, lo: float, hi: float, inside: Value, below=None, above=None) -> Value:
+    """`inside` where lo < x < hi, else the numbers (by default lo and hi); at the ends the derivative is 0, as PyTorch's."""
+    high = b.select(b.compare("ge", x, hi), hi if above is None else above, inside)
+    return b.select(b.compare("le", x, lo), lo if below is None else below, high)
+
+
 @builtin()
 def leaky_relu(cx, x, negative_slope=0.01):
     """x where x > 0, else negative_slope * x."""
@@ -195,7 +206,7 @@ def _number(cx, v, arg: str) -> float:
 def elu(cx, x, alpha=1.0):
     """x where x > 0, else alpha * (exp(x) - 1)."""
     x, b = cx.float(x), cx.b
-    return b.select(_positive(b, x), x, b.mul(b.expm1(b.min(x, 0.0)), _number(cx, alpha, "alpha")))
+    return b.select(_positive(b, x), x, b.mul(b.expm1(_negative_part(b, x)), _number(cx, alpha, "alpha")))
 
 
 @builtin()
@@ -203,7 +214,7 @@ def celu(cx, x, alpha=1.0):
     """max(0, x) + min(0, alpha * (exp(x / alpha) - 1))."""
     x, b = cx.float(x), cx.b
     a = _number(cx, alpha, "alpha")
-    return b.select(_positive(b, x), x, b.mul(b.expm1(b.div(b.min(x, 0.0), a)), a))
+    return b.select(_positive(b, x), x, b.mul(b.expm1(b.div(_negative_part(b, x), a)), a))
 
 
 @builtin()
@@ -211,35 +222,35 @@ def selu(cx, x):
     """The self-normalising elu."""
     x, b = cx.float(x), cx.b
     scale, alpha = 1.0507009873554805, 1.6732632423543772
-    return b.mul(b.select(_positive(b, x), x, b.mul(b.expm1(b.min(x, 0.0)), alpha)), scale)
+    return b.mul(b.select(_positive(b, x), x, b.mul(b.expm1(_negative_part(b, x)), alpha)), scale)
 
 
 @builtin()
 def relu6(cx, x):
     """min(max(x, 0), 6)."""
     x, b = cx.float(x), cx.b
-    return b.min(b.max(x, 0.0), 6.0)
+    return _between(b, x, 0.0, 6.0, x)
 
 
 @builtin()
 def hardtanh(cx, x, min_val=-1.0, max_val=1.0):
     """x between min_val and max_val."""
     x, b = cx.float(x), cx.b
-    return b.min(b.max(x, _number(cx, min_val, "min_val")), _number(cx, max_val, "max_val"))
+    return _between(b, x, _number(cx, min_val, "min_val"), _number(cx, max_val, "max_val"), x)
 
 
 @builtin()
 def hardsigmoid(cx, x):
     """min(max(x + 3, 0), 6) / 6."""
     x, b = cx.float(x), cx.b
-    return b.div(b.min(b.max(b.add(x, 3.0), 0.0), 6.0), 6.0)
+    return _between(b, x, -3.0, 3.0, b.div(b.add(x, 3.0), 6.0), 0.0, 1.0)
 
 
 @builtin()
 def hardswish(cx, x):
     """x * hardsigmoid(x)."""
     x, b = cx.float(x), cx.b
-    return b.mul(x, b.div(b.min(b.max(b.add(x, 3.0), 0.0), 6.0), 6.0))
+    return _between(b, x, -3.0, 3.0, b.mul(x, b.div(b.add(x, 3.0), 6.0)), 0.0, x)
 
 
 @builtin()
@@ -485,10 +496,17 @@ def clamp(cx, x, min=None, max=None):
         if min is not None:
             x = _pick(cx, x, min, "max")
         return _pick(cx, x, max, "min") if max is not None else x
-    if min is not None:
-        x = binary(cx.b, "max", x, min)
-    if max is not None:
-        x = binary(cx.b, "min", x, max)
+    b = cx.b
+    if not isinstance(x, Value):
+        x = cx.tensor(x)
+    for bound, inside in ((min, "ge"), (max, "le")):
+        if bound is None:
+            continue
+        xv, edge = together(b, (x, bound))
+        keep = b.compare(inside, xv, edge)                     # at the bound the derivative is that of x, as PyTorch's
+        if xv.type.dtype.is_float:
+            keep = b.ew("or", keep, b.compare("ne", xv, xv))
+        x = b.select(keep, xv, edge)
     return x
 
 

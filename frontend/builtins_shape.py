@@ -278,7 +278,13 @@ def pad(cx, x, pad, mode="constant", value=0):
     for i in range(0, len(amounts), 2):
         d = rank - 1 - i // 2
         lo, hi = amounts[i], amounts[i + 1]
+        crop = [max(-v, 0) if isinstance(v, int) else 0 for v in (lo, hi)]
+        lo, hi = (max(v, 0) if isinstance(v, int) else v for v in (lo, hi))
         n = x.type.shape[d]
+        if any(crop) and isinstance(n, int) and sum(crop) > n:
+            cx.fail(f"`pad` takes away more than the {n} elements of dimension {d}", "pad")
+        if mode == "circular" and any(crop):                   # what is left goes round; the other modes take away last
+            x, n, crop = cut(b, x, d, crop[0], n - crop[1]), n - sum(crop), [0, 0]
         limit = n - 1 if mode == "reflect" else n
         if isinstance(lo, int) and isinstance(hi, int) and isinstance(n, int) and mode != "replicate" and max(lo, hi) > limit:
             cx.fail(f'padding by {max(lo, hi)} with mode "{mode}" needs more than {n} elements', "pad")
@@ -297,6 +303,8 @@ def pad(cx, x, pad, mode="constant", value=0):
         sizes = [lo, n, hi]
         parts = [p for p, s in zip(parts, sizes) if not (isinstance(s, int) and s == 0)]
         x = parts[0] if len(parts) == 1 else b.op("tensor.concat", parts, {"dim": d}).result
+        if any(crop):                                          # negative amounts take away from what padding the others gave
+            x = cut(b, x, d, crop[0], x.type.shape[d] - crop[1])
     return x
 
 

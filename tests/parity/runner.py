@@ -9,7 +9,7 @@ import torch
 from engram.compiler import driver
 from engram.compiler.diagnostics import CompileError
 from engram.compiler.ir import TensorType
-from engram.compiler.ir.core import Module
+from engram.compiler.ir.core import Module, clone_module
 from engram.compiler.ir.types import dtype_of
 from engram.frontend import elaborate_function, load
 from torch.testing._internal.common_methods_invocations import op_db
@@ -125,12 +125,13 @@ def _merged(elaborated: list) -> Module:
     """One module with every entry; helper functions are told apart by a prefix."""
     out = Module(attrs={"stage": "nn", "entries": []})
     for k, e in enumerate(elaborated):
-        names = {n: n if n == e.entry else f"m{k}.{n}" for n in e.module.funcs}
-        for op in e.module.walk():
+        module = clone_module(e.module)
+        names = {n: n if n == e.entry else f"m{k}.{n}" for n in module.funcs}
+        for op in module.walk():
             callee = op.attrs.get("callee")
             if callee in names:
                 op.attrs["callee"] = names[callee]
-        for n, f in e.module.funcs.items():
+        for n, f in module.funcs.items():
             f.name = names[n]
             out.funcs[f.name] = f
         out.attrs["entries"].append(e.entry)
@@ -141,7 +142,9 @@ def compare(c: Case, got: list[np.ndarray]) -> str | None:
     """None when all results agree, else the first difference."""
     want = [*c.expected, *c.gradients]
     wide = [*c.wide[0], *c.wide[1]] if c.wide else [None] * len(want)
-    for k, (g, w, ref) in enumerate(zip(got, want, wide)):
+    if len(got) != len(want):
+        return f"{len(got)} results, expected {len(want)}"
+    for k, (g, w, ref) in enumerate(zip(got, want, wide, strict=True)):
         grad = k >= len(c.expected)
         what = f"gradient {k - len(c.expected)}" if grad else f"value {k}"
         if g.shape != w.shape:
