@@ -2,6 +2,7 @@
 
 * scf.if with a few cheap number ops in its branches     ->  both, and a select
 * y + scatter_add(0, i, u)                               ->  scatter_add(y, i, u)
+* pad(a) + pad(b) + ..., side by side along one dim     ->  concat(a, b, ...)
 * fold_windows(w . g), the gradient of a convolution     ->  reversed w . windows(padded g), which stores no windows
 """
 from __future__ import annotations
@@ -27,7 +28,7 @@ def rewrite_block(block: Block) -> None:
         if op.name == "scf.if":
             return _select(op, out)
         if op.name == "tensor.add":
-            return _scatter(op, out, once)
+            return _scatter(op, out, once) or _side_by_side(op, out, used)
         if op.name == "tensor.fold_windows" and not separate_windows(op):
             return _transposed_convolution(op, out, once)
         return None
@@ -91,6 +92,54 @@ def _scatter(op: Op, out: Block, once) -> list[Value] | None:
             continue
         return [Builder(out, o.loc).op(o.name, [y, *o.operands[1:]], dict(o.attrs)).result]
     return None
+
+
+def _side_by_side(op: Op, out: Block, used) -> list[Value] | None:
+    """The adjoints of slices of one array: a sum of arrays that are zero but for a part each."""
+    if len(used.get(op.result, ())) == 1 and used[op.result][0].name == "tensor.add":
+        return None                                    # the outermost addition sees them all
+    parts: list[tuple[int, int, int, Value]] = []      # dim, first, last + 1, the part
+    rest: list[Value] = []
+    todo = list(reversed(op.operands))
+    while todo:
+        v = todo.pop()
+        single = len(used.get(v, ())) == 1 and isinstance(v.owner, Op)
+        if single and v.owner.name == "tensor.add":
+            todo.extend(reversed(v.owner.operands))
+        elif single and (part := _part(v.owner)) is not None:
+            parts.append(part)
+        else:
+            rest.append(v)
+    parts.sort(key=lambda p: p[:3])
+    if len(parts) < 2 or len({p[0] for p in parts}) != 1 or any(p[2] > q[1] for p, q in zip(parts, parts[1:])):
+        return None
+    b, d = Builder(out, op.loc), parts[0][0]
+    pieces, at = [], 0
+    for _, lo, hi, x in [*parts, (d, op.result.type.shape[d], 0, None)]:
+        if lo > at:
+            shape = op.result.type.shape
+            pieces.append(b.zeros(op.result.type.with_shape((*shape[:d], lo - at, *shape[d + 1:]))))
+        if x is not None:
+            pieces.append(x)
+        at = hi
+    total = b.op("tensor.concat", pieces, {"dim": d}).result
+    for v in rest:
+        total = b.add(v, total)
+    return [total]
+
+
+def _part(op: Op) -> tuple[int, int, int, Value] | None:
+    """(dim, first, last + 1, x) of a pad that puts zeros before and after x along one dim."""
+    if op.name != "tensor.pad" or any(op.attrs["interior"]) or min(*op.attrs["low"], *op.attrs["high"], 0) < 0:
+        return None
+    zero, x = op.operands[1].owner, op.operands[0]
+    if not (isinstance(zero, Op) and zero.name == "tensor.constant" and not hasattr(zero.attrs["value"], "shape") and zero.attrs["value"] == 0):
+        return None
+    dims = [d for d, (lo, hi) in enumerate(zip(op.attrs["low"], op.attrs["high"])) if lo or hi]
+    if len(dims) != 1:
+        return None
+    lo = op.attrs["low"][dims[0]]
+    return dims[0], lo, lo + x.type.shape[dims[0]], x
 
 
 def _transposed_convolution(op: Op, out: Block, once) -> list[Value] | None:

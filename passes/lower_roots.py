@@ -252,14 +252,15 @@ def pad(body, op: Op, pos: int) -> None:
 
 
 def concat(body, op: Op, pos: int) -> None:
-    """Each operand into its part of the result."""
-    place = body.env[op.result] = body.destination(op.result, pos, op.loc)
+    """Each operand into its part of the result, unless it was made there."""
+    place = body.env[op.result] = body.concats.get(op) or body.destination(op.result, pos, op.loc)
     d, at = op.attrs["dim"], 0
     for x in op.operands:
         n = x.type.shape[d]
         if x.type.numel:
-            part = shifted(body.host, place, at * place.strides[d])
-            body.written(body.env[x], Storage(place.buffer, part, x.type.shape, place.strides), op.loc)
+            part = Storage(place.buffer, shifted(body.host, place, at * place.strides[d]), x.type.shape, place.strides)
+            if body.env[x] != part:
+                body.written(body.env[x], part, op.loc)
         at += n
 
 

@@ -21,7 +21,7 @@ from ..compiler.ir.opdef import LOOP
 from ..compiler.ir.types import BufferType, TensorType
 from . import lower_rules  # noqa: F401  (registers its rules)
 from .donate import infer_donations
-from .lower_buffers import MOVES, Host, Place, Splat, Storage, moved, reshape_strides, whole
+from .lower_buffers import MOVES, Host, Place, Splat, Storage, moved, reshape_strides, shifted, whole
 from .lower_elemental import BufferLeaf, Leaf, NumberLeaf, ScalarLeaf, can_pull
 from .lower_inplace import in_place, retarget
 from .lower_kernels import Group, build
@@ -86,6 +86,7 @@ class Body:
         self.last: dict[Value, int] = {}               # representative -> position of its last use
         self.wanted: dict[Value, list[int]] = {}       # value -> results it should be written to directly
         self.users: dict[Value, list[Op]] = {}         # value -> ops of this block that use it, an op once per use
+        self.concats: dict[Op, Storage] = {}           # memory of concatenations that are not lowered yet, made for their parts
         self.analyse()
 
     def analyse(self) -> None:
@@ -178,13 +179,40 @@ class Body:
         return s
 
     def product_place(self, v: Value, pos: int, loc: Loc | None) -> Storage:
-        """Memory for a contraction's result; where it is only used transposed, in that layout (the rows stay contiguous)."""
+        """Memory for a contraction's result; where it is only used transposed, in that layout, and where that is only a part of a
+        concatenation, in that part (its rows have to be contiguous)."""
+        moves: list[Op] = []
+        end = v
+        while end not in self.wanted and len(self.users.get(end, ())) == 1 and self.users[end][0].name in ("tensor.transpose", "tensor.reshape"):
+            moves.append(self.users[end][0])
+            end = moves[-1].result
+        s = self.part_of_concat(end, pos, loc)
+        while s is None and moves and moves[-1].name == "tensor.reshape":      # a reshape of new memory says nothing
+            end = moves.pop().operands[0]
+        if s is None and moves:
+            s = self.destination(end, pos, loc)
+        for op in reversed(moves):
+            shape, perm = op.operands[0].type.shape, op.attrs.get("perm")
+            strides = reshape_strides(s, shape) if perm is None else tuple(s.strides[perm.index(d)] for d in range(len(perm)))
+            if strides is None:
+                return self.destination(v, pos, loc)
+            s = Storage(s.buffer, s.offset, shape, strides)
+        if s is None or (s.shape and s.strides[-1] != 1 and s.shape[-1] != 1):
+            return self.destination(v, pos, loc)
+        return s
+
+    def part_of_concat(self, v: Value, pos: int, loc: Loc | None) -> Storage | None:
+        """The part of a concatenation's memory that v is to be, when that is v's only use."""
         users = self.users.get(v, ())
-        if v not in self.wanted and len(users) == 1 and users[0].name == "tensor.transpose" and users[0].attrs["perm"][-1:] == [v.type.rank - 1]:
-            perm = users[0].attrs["perm"]
-            s = self.destination(users[0].result, pos, loc)
-            return Storage(s.buffer, s.offset, v.type.shape, tuple(s.strides[perm.index(d)] for d in range(len(perm))))
-        return self.destination(v, pos, loc)
+        if v in self.wanted or len(users) != 1 or users[0].name != "tensor.concat":
+            return None
+        op = users[0]
+        place = self.concats.get(op)
+        if place is None:
+            place = self.concats[op] = self.destination(op.result, pos, loc)
+        d = op.attrs["dim"]
+        before = sum(x.type.shape[d] for x in op.operands[:op.operands.index(v)])
+        return Storage(place.buffer, shifted(self.host, place, before * place.strides[d]), v.type.shape, place.strides)
 
     def as_type(self, s: Storage, type: TensorType) -> Storage:
         return Storage(s.buffer, s.offset, type.shape, reshape_strides(s, type.shape))

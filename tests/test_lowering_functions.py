@@ -349,3 +349,32 @@ def test_an_update_made_sometimes_copies_nothing():
         lowered = check(m, args=args)
     assert lowered.funcs["update"].attrs["donate"] == [[0, 0]]
     assert not any(op.name == "loop.copy" for op in lowered.walk())
+
+
+def test_parts_of_a_sum_are_made_where_they_belong():
+    """The gradient of slices: contractions write into their part of one array, which is not padded, added or copied together."""
+    m = check(function("""
+func @f(%x: f32[2,50,24], %w: f32[12,12]) -> (f32[2,50,24]) {
+  %z = tensor.constant() {value = 0.0, type = f32[]} : f32[]
+  %q = tensor.slice(%x) {start = [0,0,0], limit = [2,50,12], stride = [1,1,1]} : f32[2,50,12]
+  %k = tensor.slice(%x) {start = [0,0,12], limit = [2,50,24], stride = [1,1,1]} : f32[2,50,12]
+  %a = tensor.dot_general(%q, %w) {lhs_batch = [], rhs_batch = [], lhs_contract = [2], rhs_contract = [0]} : f32[2,50,12]
+  %b = tensor.dot_general(%k, %w) {lhs_batch = [], rhs_batch = [], lhs_contract = [2], rhs_contract = [1]} : f32[2,50,12]
+  %p = tensor.pad(%a, %z) {low = [0,0,0], high = [0,0,12], interior = [0,0,0]} : f32[2,50,24]
+  %r = tensor.pad(%b, %z) {low = [0,0,12], high = [0,0,0], interior = [0,0,0]} : f32[2,50,24]
+  %s = tensor.add(%p, %r) : f32[2,50,24]
+  func.return(%s)
+}"""))
+    assert kernels(m) == {"contract": 2}
+
+
+def test_the_gradient_of_a_convolution_stores_no_windows():
+    m = check(function("""
+func @f(%w: f32[4,3,3,3], %g: f32[2,4,8,8]) -> (f32[2,3,10,10]) {
+  %r = tensor.dot_general(%w, %g) {lhs_batch = [], rhs_batch = [], lhs_contract = [0], rhs_contract = [1]} : f32[3,3,3,2,8,8]
+  %p = tensor.transpose(%r) {perm = [3,0,4,5,1,2]} : f32[2,3,8,8,3,3]
+  %c = tensor.fold_windows(%p) {size = [3,3], stride = [1,1], dilation = [1,1], shape = [10,10]} : f32[2,3,10,10]
+  func.return(%c)
+}"""), tol=1e-4)
+    largest = max(op.attrs["type"].numel for op in m.walk() if op.name == "loop.alloc")
+    assert kernels(m)["contract"] == 1 and largest == 2 * 4 * 12 * 12

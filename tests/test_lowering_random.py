@@ -121,7 +121,7 @@ class Generator:
     def step(self):
         b, rng = self.b, self.rng
         x = self.floats()
-        kind = rng.integers(17)
+        kind = rng.integers(22)
         rank, shape = x.type.rank, x.type.shape
         d = int(rng.integers(rank)) if rank else 0
         if kind <= 2:
@@ -170,6 +170,28 @@ class Generator:
             u = b.broadcast(b.constant(0.5, TensorType(f32)), i.type.shape, [])
             name = ["tensor.take_along", "tensor.put_along_add"][rng.integers(2)]
             return b.op(name, [x, i] + ([u] if name.endswith("add") else []), {"dim": d}).result
+        if kind == 17 and rank:
+            y = self.pick(lambda v: v.type.dtype is f32 and v.type.rank == rank and all(
+                k == d or n == m for k, (n, m) in enumerate(zip(v.type.shape, shape))))
+            return b.op("tensor.concat", [x, y, x][:rng.integers(1, 4)], {"dim": d}).result
+        if kind == 18 and rank:
+            low = [int(rng.integers(0, 3)) if k == d else 0 for k in range(rank)]
+            y = b.op("tensor.pad", [x, b.constant(0, TensorType(f32))], {"low": low, "high": [2 - n if n else 0 for n in low], "interior": [0] * rank}).result
+            return b.add(y, b.op("tensor.pad", [x, b.constant(0, TensorType(f32))], {"low": [2 - n if n else 0 for n in low], "high": low, "interior": [0] * rank}).result) \
+                if rng.integers(2) else y
+        if kind == 19 and rank:
+            return b.tanh(b.op(["tensor.cumsum", "tensor.cumprod"][rng.integers(2)], [x], {"dim": d, "reverse": bool(rng.integers(2))}).result)
+        if kind == 20 and rank and x.type.numel:
+            zero = b.constant(0, TensorType(i64))
+            sizes = [max(1, n - 1) if k == d else n for k, n in enumerate(shape)]
+            y = b.op("tensor.dynamic_slice", [x] + [zero] * rank, {"sizes": sizes}).result
+            return b.op("tensor.dynamic_update_slice", [x, b.tanh(y)] + [zero] * rank).result if rng.integers(2) else y
+        if kind == 21 and rank and x.type.numel:
+            i = b.cast(b.op("tensor.argmax", [x], {"dim": d}).result, i64)
+            i = b.reshape(i, (i.type.numel,))
+            u = b.broadcast(b.constant(0.25, TensorType(f32)), shape[:d] + i.type.shape + shape[d + 1:], [])
+            zero = b.zeros(x.type) if rng.integers(2) else x
+            return b.add(b.op("tensor.scatter_add", [zero, i, u], {"dim": d}).result, x)
         return None
 
     def module(self, control: bool = False) -> Module:
