@@ -2,7 +2,7 @@
 PYTHON ?= python3
 
 .DEFAULT_GOAL := help
-.PHONY: help install test test-quick nightly lint bless docs tour bench
+.PHONY: help install test test-quick nightly lint bless docs tour examples bench
 
 help:            ## print these targets
 	@grep -E '^[a-z-]+: *.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## */  \1	/' | expand -t 16
@@ -28,8 +28,11 @@ bless:           ## accept the current output of the golden tests (look at the d
 docs:            ## write docs/reference from the op table
 	$(PYTHON) -m engram.docs
 
-tour:            ## run every example on every backend, briefly
-	for b in cpu opencl; do for f in examples/*.nn; do $(PYTHON) -m engram run $$f --backend $$b --out out/tour/$$b || exit 1; done; done
+tour:            ## run the commands of docs/tour.md again and write down what they print now
+	$(PYTHON) docs/regenerate.py
+
+examples:        ## run every example on the cpu and on OpenCL
+	for b in cpu opencl; do for f in examples/*.nn; do $(PYTHON) -m engram run $$f --backend $$b --out out/$$b || exit 1; done; done
 
 bench:           ## time the headline workloads
 	$(PYTHON) -m engram bench
