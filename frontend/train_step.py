@@ -78,7 +78,7 @@ class Training:
 
     def add_model(self, name: str, value: object) -> None:
         """A layer, or list of layers, bound by a setting."""
-        new = [(p, i) for p, i in walk_layers(value, name) if id(i) not in self.paths]
+        new = list({id(i): (p, i) for p, i in reversed(list(walk_layers(value, name))) if id(i) not in self.paths}.values())[::-1]    # a shared layer goes by its first path
         if not new:
             return
         self.models.append((name, value))

@@ -132,6 +132,8 @@ class _Proof:
         a = op.attrs
         layer, rule, roles = a["layer"], a.get("rule_name") or a["rule"], a["roles"]
         reads, broadcast = [], []
+        if not a.get("nonlocal"):
+            self.undisturbed(op, layer)
         for v, role in zip(op.operands, roles):
             kind, _, name = role.partition(":")
             if kind in BROADCAST:
@@ -149,6 +151,47 @@ class _Proof:
         self.problems.error(span(op.loc), f"rule `{rule}` for layer `{op.attrs['layer']}` is not local: {what}", hint=hint, notes=notes)
 
     # ---- what belongs to the layer ----
+    def undisturbed(self, op: Op, layer: str) -> None:
+        """A layer's signals are opaque, so nobody may slip anything into it: its state is written from within, and what its call is
+        handed beside the input comes from no other layer's parameters."""
+        env = self.dependence.of(layer)
+        kept = [i for i, r in enumerate(self.roles) if r.startswith(("param:", "state:", "own:"))]
+        for v, i in zip(self.step.returns.operands, kept):
+            kind, _, path = self.roles[i].partition(":")
+            if kind != "state" or not layer or not inside(path, layer):
+                continue
+            bad = [x for x in env.get(v, {}) if not self.own(x.label if isinstance(x, Via) else x, layer)]
+            if bad:
+                self.refuse(op, f"its state `{path}` is written from outside: it depends on {self.whose(bad[0])[0]}", notes=self.steps(env, v, bad[0]),
+                            hint="a layer's state is its own while a rule teaches it: what the layer itself writes there is local")
+        watched = any(call.attrs.get("signals") for _, call in self.by_layer.get(layer, []))
+        for frame, call in self.by_layer.get(layer, []):
+            rest = [v for v in call.operands if not inside(self.role_of(self.calls.origin(frame, v)).partition(":")[2] or "-", layer)]
+            for v in rest[0 if watched and not call.attrs.get("signals") else 1:]:       # a method has no input that is opaque
+                path = next((p for p in self.handed(frame, v) if not inside(layer, p.rpartition(".")[0])), None)
+                if path is not None:
+                    self.refuse(op, f"its call is handed `{path}`, a parameter of another layer", notes=_at(call, "it is called here"),
+                                hint="a layer's input may be anything; further arguments of its call may not be other layers' parameters")
+
+    def handed(self, frame, v: Value) -> list[str]:
+        """Paths of the parameters that a value is computed from directly, not by way of a layer's activations; a derivative runs
+        through layers, so its way counts."""
+        found, todo, seen = [], [(frame, v, False)], set()
+        while todo:
+            f, v, derived = todo.pop()
+            f, v, _ = self.calls.origin(f, v)
+            if (f, v, derived) in seen:
+                continue
+            seen.add((f, v, derived))
+            role = self.role_of((f, v, 0))
+            if role.startswith("param:"):
+                found.append(role[6:])
+            if not derived and f.path != frame.path and inside(f.path, frame.path):
+                continue                                     # made inside another layer: its activations
+            if isinstance(v.owner, Op):
+                todo += [(f, x, derived or v.owner.name == "autodiff.gradient") for x in v.owner.operands]
+        return found
+
     def signal(self, op: Op, v: Value, role: str) -> None:
         layer, name = op.attrs["layer"], role.partition(":")[2]
         frame, origin, depth = self.calls.origin(self.calls.root, v)
@@ -218,20 +261,8 @@ class _Proof:
         return True
 
     def refuse_given(self, op: Op, v: Value, kind: str, name: str, label, env, small: bool) -> None:
-        role = label.label if isinstance(label, Via) else label
-        path = str(role).partition(":")[2]
-        owner = max((p for p in self.by_layer if inside(path, p)), key=len, default="")
-        word = {"param": "a parameter", "own": "the state of a rule", "state": "state"}[str(role).partition(":")[0]]
-        where = self.locs[self.roles.index(role)] if role in self.roles and self.roles.index(role) < len(self.locs) else ""
-        what = f"`{path}` is {word} of layer `{owner}`" if owner else f"`{path}` is {word}"
-        if where:
-            what += f" ({where})"
-        steps, last = [], None
-        for o in way(env, v, label):
-            text = _step(o)
-            if (text, o.loc) != last and o.loc is not None and o.name != "autodiff.watch":
-                steps.append((o, text))
-            last = (text, o.loc)
+        what = self.whose(label)[1]
+        steps = self.way(env, v, label)
         hops = [f"{t} ({o.loc})" for o, t in steps if o.name == "func.call"]
         if isinstance(label, Via):
             what += f", and it arrives through the activations of layer `{label.instance}`" if label.instance else ", and it arrives through the model's activations"
@@ -243,7 +274,30 @@ class _Proof:
         if small and not isinstance(label, Via):
             hint = "a broadcast value may depend on parameters only through the model's output"
         self.refuse(op, f"{subject} ({v.type}) depends on another layer: {what}", hint=hint,
-                    notes=[(span(o.loc), t) for o, t in steps[-6:]])
+                    notes=self.steps(env, v, label))
+
+    def whose(self, label) -> tuple[str, str]:
+        """What a label stands for, as a noun and as a clause."""
+        role = label.label if isinstance(label, Via) else label
+        path = str(role).partition(":")[2]
+        owner = max((p for p in self.by_layer if inside(path, p)), key=len, default="")
+        word = {"param": "a parameter", "own": "the state of a rule", "state": "state"}[str(role).partition(":")[0]]
+        where = self.locs[self.roles.index(role)] if role in self.roles and self.roles.index(role) < len(self.locs) else ""
+        text = word + (f" of layer `{owner}`" if owner else "")
+        return f"`{path}`, {text}", f"`{path}` is {text}" + (f" ({where})" if where else "")
+
+    def way(self, env, v: Value, label) -> list[tuple[Op, str]]:
+        """The ops by which a label reaches a value, each with a word for it."""
+        steps, last = [], None
+        for o in way(env, v, label):
+            text = _step(o)
+            if (text, o.loc) != last and o.loc is not None and o.name != "autodiff.watch":
+                steps.append((o, text))
+            last = (text, o.loc)
+        return steps
+
+    def steps(self, env, v: Value, label) -> list[tuple[Span | None, str]]:
+        return [(span(o.loc), t) for o, t in self.way(env, v, label)[-6:]]
 
     def describe(self, op: Op, v: Value, name: str, from_output: bool = False) -> str | None:
         labels = self.dependence.of(op.attrs["layer"]).get(v, {})
