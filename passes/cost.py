@@ -32,6 +32,10 @@ def cost(op: Op) -> int:
 # ---- fusion ----
 INLINE_COST = 3                     # ops reading one array are copied into all their users up to this total cost
 MAX_GROUP = 128                     # ops in one group: bounds compile time and registers
-MIN_ROWS = 16                       # rows of a rows group, so that threads have work; fewer only when all is small:
-SEQUENTIAL = 4096                   # elements up to which one thread may do it all
 SPLIT_SIZE, SPLIT_KEPT = 1 << 16, 63   # a reduction of at least this many elements to at most so many is split
+SEQUENTIAL = 4096                   # elements up to which one thread may do it all
+
+
+def enough_rows(rows: int, elements: int) -> bool:
+    """Whether a rows group has enough rows for threads to share, or is too small for that to matter."""
+    return rows >= 16 or (rows >= 4 and elements <= 1 << 16) or elements <= SEQUENTIAL

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 
 from ..compiler.ir.core import Loc, Op
 from ..compiler.ir.dims import product
-from .cost import MAX_GROUP, MIN_ROWS, SEQUENTIAL, SPLIT_KEPT, SPLIT_SIZE
+from .cost import MAX_GROUP, SPLIT_KEPT, SPLIT_SIZE, enough_rows
 from .fuse_graph import ALIGNED, INDEXED, OTHER, REDUCTIONS, ROWS, Edge, Graph, trailing
 
 MAP, ROW, REDUCE = "elementwise", "rows", "reduce"
@@ -35,7 +35,7 @@ class Cluster:
             return Cluster([op], MAP, size, size, {op: FULL})
         shape, full = op.operands[0].type.shape, op.operands[0].type.numel
         rows = trailing(op)
-        if rows is not None and (size >= MIN_ROWS or full <= SEQUENTIAL):
+        if rows is not None and enough_rows(size, full):
             return Cluster([op], ROW, full, size, {op: KEPT}, (shape, rows))
         dims = op.attrs["dims"] if "dims" in op.attrs else [op.attrs["dim"]]
         return Cluster([op], REDUCE, full, size, {op: KEPT}, (shape, tuple(dims)))
