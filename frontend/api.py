@@ -9,7 +9,7 @@ import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from ..compiler.diagnostics import CompileError, Diagnostics, Span, did_you_mean, error
+from ..compiler.diagnostics import CompileError, Diagnostic, Diagnostics, Span, did_you_mean, error
 from ..compiler.ir import Dim, Module, TensorType, Value, i64
 from . import ast as A
 from . import evaluate  # noqa: F401
@@ -489,12 +489,26 @@ def elaborate_call(inst: LayerInstance, args=(), kwargs: dict | None = None, met
 
 # ---- checking ---------------------------------------------------------------------------------------------------------
 
+class Once(Diagnostics):
+    """One message for each place: a body that is checked for several sizes says the same thing in several ways."""
+
+    def add(self, diagnostic: Diagnostic) -> None:
+        if diagnostic.span is None or all(d.span != diagnostic.span for d in self.items):
+            super().add(diagnostic)
+
+
 def check(program: Program, observer: Callable | None = None) -> list:
     """Elaborates every top-level function whose parameters all have types, with symbolic dims, and every layer that can be made
     without arguments (or whose arguments are numbers used as sizes).  Raises CompileError with all diagnostics; gives the
     warnings.  `observer(name, module)` sees each module."""
-    problems = Diagnostics()
-    for name, item in program.main.items.items():
+    problems = Once()
+    items = program.main.items.items()
+
+    def needs_arguments(item: A.Node) -> bool:
+        return isinstance(item, A.Layer) and any(p.default is None for p in item.params)
+
+    # layers with definite sizes first: `128` in a message says more than `h`
+    for name, item in sorted(items, key=lambda pair: needs_arguments(pair[1])):
         try:
             if isinstance(item, A.FnDef):
                 check_function(program, program.scope.lookup(name), problems, observer)
@@ -509,6 +523,7 @@ def check(program: Program, observer: Callable | None = None) -> list:
                     program.scope.lookup(p)
             except CompileError as e:
                 problems.extend(e)
+    problems.items.sort(key=lambda d: (d.span is not None, d.span[1:3] if d.span is not None and d.span.file == program.file else (0, 0)))
     problems.raise_if_errors()
     return problems.warnings
 
@@ -532,8 +547,10 @@ def check_function(program: Program, fn: FnValue, problems: Diagnostics, observe
         pass
     except CompileError as e:
         el.diags.extend(e)
+    unknown = [f"{inst.cls.name}.{p.name}" for _, inst in frame.roots for p in inst.cls.decl.params]
     for d in el.diags.items:
-        problems.add(d)
+        if not any(name in text for name in unknown for text in (d.message, d.label or "", *[label or "" for _, label in d.marks])):
+            problems.add(d)                                    # what depends on the sizes of a layer that is passed in is not known yet
     if observer is not None and not el.diags.errors:
         observer(fn.name, el.module)
 
@@ -555,10 +572,14 @@ def symbolic_arguments(el: Elaborator, fn: FnValue, frame: Frame) -> dict[str, o
     """An argument of each parameter's type with its dims as rigid symbols; None when a parameter's value decides too much."""
     sig = Signature(el, fn.scope)
     out: dict[str, object] = {}
+    sizes = _sizes_in([p.type for p in fn.decl.params] + [fn.decl.result])
+    sig.dims.update((p.name, Dim.symbol(p.name)) for p in fn.decl.params if p.type is None and p.default is None and p.name in sizes)
     for p in fn.decl.params:
         if p.type is None:
             if p.default is None:
-                return None
+                if p.name not in sizes:
+                    return None
+                out[p.name] = Dim.symbol(p.name)               # an untyped parameter that is a size: any size
             continue
         v = _symbolic(el, sig, p.type, p.name, frame)
         if v is MISSING:
@@ -590,13 +611,13 @@ def _symbolic(el: Elaborator, sig: Signature, t: A.Type, name: str, frame: Frame
 def symbolic_layer(el: Elaborator, cls: LayerClass) -> LayerInstance | None:
     """An instance whose size arguments are rigid symbols; None when some argument is more than a size."""
     args: dict[str, object] = {}
-    sizes = _size_parameters(cls.decl)
+    sizes = _size_parameters(cls)
     for p in cls.decl.params:
         if p.default is not None:
             continue
         if p.name not in sizes:
             return None
-        args[p.name] = Dim.symbol(p.name)
+        args[p.name] = Dim.symbol(f"{cls.name}.{p.name}")
     quiet = Elaborator(generic=True)
     try:
         inst = make_layer(quiet, cls, CallArgs([], [], args, dict.fromkeys(args, cls.decl.name_span)), cls.decl.name_span)
@@ -605,14 +626,35 @@ def symbolic_layer(el: Elaborator, cls: LayerClass) -> LayerInstance | None:
     return inst if not quiet.diags.errors else None
 
 
-def _size_parameters(decl: A.Layer) -> set[str]:
-    """Parameters that stand in a size of a type, or are handed to sub-layers where they are likely to be sizes."""
-    names: set[str] = set()
+def _size_parameters(cls: LayerClass, visiting: tuple = ()) -> set[str]:
+    """Names of a layer that are sizes: they stand in types, or are handed to sub-layers whose parameters are sizes."""
+    decl = cls.decl
+    names = _sizes_in([decl])
+    if any(decl is d for d in visiting):
+        return names
+    handed: list[A.Expr] = []
     for node in A.walk(decl):
-        if isinstance(node, A.TensorType):
-            for d in node.dims or []:
-                names |= {n.id for n in A.walk(d) if isinstance(n, A.Name)}
+        if not isinstance(node, A.Call) or not isinstance(node.func, A.Name):
+            continue
+        sub = cls.scope.lookup(node.func.id)
+        if not isinstance(sub, LayerClass):
+            continue
+        inner = _size_parameters(sub, (*visiting, decl))
+        params = [p.name for p in sub.decl.params]
+        for name, arg in [*zip(params, node.positional), *((k, a.value) for k, a in node.keywords.items())]:
+            if name in inner:
+                handed.append(arg)
+    names |= {n.id for x in handed for n in A.walk(x) if isinstance(n, A.Name)}
+    for item in reversed(decl.items):                          # `let k = d // h`: where k is a size, d and h are
+        if isinstance(item, A.Let) and isinstance(item.pattern, A.NamePattern) and item.pattern.name in names:
+            names |= {n.id for n in A.walk(item.value) if isinstance(n, A.Name)}
     return names
+
+
+def _sizes_in(nodes: list) -> set[str]:
+    """The names that stand in sizes of tensor types."""
+    return {n.id for top in nodes if top is not None for node in A.walk(top) if isinstance(node, A.TensorType)
+            for d in node.dims or [] for n in A.walk(d) if isinstance(n, A.Name)}
 
 
 def check_layer_class(cls: LayerClass, problems: Diagnostics, observer: Callable | None = None) -> None:
@@ -620,10 +662,11 @@ def check_layer_class(cls: LayerClass, problems: Diagnostics, observer: Callable
     el = Elaborator(generic=True)
     params = cls.decl.params
     symbolic = any(p.default is None for p in params)
+    sizes = _size_parameters(cls) if symbolic else set()
     args: dict[str, object] = {}
     for p in params:
         if p.default is None:
-            if p.name not in _size_parameters(cls.decl):
+            if p.name not in sizes:
                 return
             args[p.name] = Dim.symbol(p.name)
     try:

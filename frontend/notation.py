@@ -159,6 +159,9 @@ def infer_ranges(el: Elaborator, vars_: list[IndexVar], ranges: dict[str, A.Expr
         if v.size is None and shape is not None:
             v.size = shape[i]
         if v.size is None:
+            if el.generic and any(isinstance(k, Dim) for a in accesses for s in a.node.subscripts
+                                  for k in (affine(el, s, a.scope) or Affine({}, 0)).terms.values()):
+                raise Undecidable                              # a factor of unknown size: known at specialisation
             el.fail(v.span, f"the range of index `{v.name}` cannot be worked out", hint=f"write it: `{v.name} in 0..n`")
         if isinstance(v.size, int) and v.size < 0:
             v.size = 0

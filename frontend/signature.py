@@ -345,8 +345,12 @@ class Signature:
                 notes.append((where if where != span else None, f"`{name}` {what} {text.rstrip(',')}"))
             elif self.owner is not None and name in self.owner.args and not self.owner.span.file.startswith("std/"):
                 from .expressions import layer_fix_text
+                size = as_size(self.owner.args[name])
+                if str(size) == name:                          # a layer that is checked without arguments
+                    notes.append((self.scope.span_of(name), f"`{name}` is an argument of layer `{self.owner.cls.name}`"))
+                    continue
                 hint = layer_fix_text(self.owner, name, n, None) if isinstance(d, A.Name) else None
-                notes.append((self.owner.span, f"`{self.owner.label or self.owner.cls.name}` is made here with {name} = {as_size(self.owner.args[name])}"))
+                notes.append((self.owner.span, f"`{self.owner.label or self.owner.cls.name}` is made here with {name} = {size}"))
             else:
                 where = self.scope.span_of(name)
                 v = self.scope.lookup(name)
