@@ -1,6 +1,11 @@
 """CpuProgram against the interpreter: every op of the table at several dtypes, and loop programs written out by hand, on
 several machine descriptions and thread counts (which must agree bit for bit)."""
+import os
 import re
+import signal
+import subprocess
+import sys
+import time
 
 import numpy as np
 import pytest
@@ -417,6 +422,47 @@ def test_donation_and_calls():
     assert y is x or y.ctypes.data == x.ctypes.data
     np.testing.assert_array_equal(s, 4 * np.arange(64))
     np.testing.assert_array_equal(y, 5 * np.arange(64))
+
+
+@pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="POSIX signals")
+@pytest.mark.parametrize("place", ["host", "kernel"])
+@pytest.mark.parametrize("threads", [1, 2])
+def test_endless_loop_ends_on_interrupt(place, threads, monkeypatch):
+    from engram.codegen.cpu import emit
+    monkeypatch.setattr(emit, "SINGLE_CYCLES", 0.0)
+    count = """
+      %c = loop.load(%n) : i64
+      %more = scalar.compare(%c, %z) {predicate = "ge"} : bool
+      scf.yield(%more)"""
+    if place == "host":
+        body = f"""
+    ZERO
+    loop.while() ({{^(): {count}}}, {{^():
+      loop.parallel() {{extents = [4]}} ({{^(%i: i64):
+        loop.store(%i, %y, %i)
+        scf.yield()}})
+      scf.yield()}})"""
+    else:
+        body = f"""
+    loop.parallel() {{extents = [4]}} ({{^(%i: i64):
+      ZERO
+      loop.while() ({{^(): {count}}}, {{^():
+        loop.store(%i, %y, %i)
+        scf.yield()}})
+      scf.yield()}})"""
+    module = program("%n: buf<i64[]>, %y: buf<i64[4]>", body.replace("ZERO", const("z", 0)), 1, 1, ", arena = 64")
+    p = CpuProgram(module, threads=threads)
+    done = np.array(-1)
+    p.call("f", [done])                                  # not entered at all
+    before = signal.getsignal(signal.SIGINT)
+    for _ in range(2):
+        killer = subprocess.Popen([sys.executable, "-c", f"import os, time; time.sleep(0.3); os.kill({os.getpid()}, 2)"])
+        with pytest.raises(KeyboardInterrupt):
+            p.call("f", [np.array(1)])
+            time.sleep(0.5)
+        killer.wait()
+    assert signal.getsignal(signal.SIGINT) is before
+    p.call("f", [done])
 
 
 def test_wrong_arguments():

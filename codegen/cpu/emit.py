@@ -16,11 +16,13 @@ from . import contract
 from .emit_kernel import NAME, Body, Errors, emit_kernel, param_type
 from .irtext import Fn
 from .irtext import Module as Text
-from .lanes import Plan, constant
+from .lanes import Plan, constant, trips
+from .runtime_ir import RT_CANCEL
 from .sync import Access, Place, Places, Summary, Sync, as_single, touched
 from .target import CpuTarget
 from .values import Buf, Val, num
 
+POLL_TURNS = 256             # turns of a host-level loop between looks for Ctrl-C; shorter loops do not look (a power of 2)
 PART_CHARS = 150_000         # of LLVM text in one module of kernels
 SINGLE_CYCLES = 5000.0       # a kernel below this runs on thread 0: a barrier costs about a fifth of it
 
@@ -53,6 +55,7 @@ class Emitter:
         self.constants: dict[str, np.ndarray] = {}       # symbol -> value
         self.gemms: set[str] = set()
         self.summaries: dict[str, Summary] = {}
+        self.polls: set[str] = set()                     # functions with loops that may be long: they look for Ctrl-C
         self.entries: dict[str, str] = {}                # function -> exported symbol
 
     def run(self, entries: list[str]) -> list[str]:
@@ -79,6 +82,10 @@ class Emitter:
         for name in entries:
             visit(name)
         return list(out)
+
+    def interruptible(self, name: str) -> bool:
+        """Whether a launch of the function looks for Ctrl-C."""
+        return any(f in self.polls for f in self._callees_first([name]))
 
     def _entry(self, func: Func) -> None:
         symbol = self.entries[func.name] = f"engram_entry_{len(self.entries)}"
@@ -193,6 +200,8 @@ class _Host(Body):
         name, code = self.e.kernel(op)
         if code.units == 0:
             return
+        if code.polls:
+            self.e.polls.add(self.func.name)
         single = code.cost < SINGLE_CYCLES or code.units == 1
         self.step(self.of_kernel(op, single), single)
 
@@ -267,6 +276,18 @@ class _Host(Body):
 
     # ---- control
 
+    def cancelled(self, turn: str) -> str:
+        """Whether Ctrl-C was pressed, as thread 0 sees it and all threads agree. Two slots in turn: thread 0 cannot get to
+        writing one again before everybody has read it."""
+        f = self.f
+        base = f.op(f"getelementptr i8, ptr %rt, i64 {RT_CANCEL}")
+        slot = f.gep("i32", base, f.iadd(f.op(f"and i64 {turn}, 1"), "1"))
+        with f.when(f.icmp("eq", "%tid", "0")):
+            f.store("i32", f.op(f"load atomic i32, ptr {base} monotonic, align 4"), slot, 4)
+        self.barrier()
+        self.e.polls.add(self.func.name)
+        return f.op(f"icmp ne i32 {f.load('i32', slot, 4)}, 0")
+
     def enter_loop(self, op: Op) -> None:
         """What the previous turn left behind counts at the head of a loop: thread 0's steps as such, the rest is waited for."""
         if any(not a.single for a in self.sync.pending):
@@ -304,6 +325,13 @@ class _Host(Body):
             self.env[body.args[0]] = Val("u", loop.index, i64, small=lo.small)
             for a, name in zip(body.args[1:], loop.values):
                 self.env[a] = Val("u", name, a.type.dtype)
+            if (trips(op) or POLL_TURNS) >= POLL_TURNS:
+                limit = f.alloca("i64", 8)
+                f.store("i64", hi.text, limit, 8)
+                with f.when(f.icmp("eq", f.op(f"and i64 {loop.index}, {POLL_TURNS - 1}"), "0")):
+                    with f.when(self.cancelled(f.udiv(loop.index, str(POLL_TURNS)))):
+                        f.store("i64", str(-1 << 63), limit, 8)
+                loop.stop = f.load("i64", limit, 8)
             loop.next = [x.text for x in self.block(body)]
             self.leave_turn()
         for r, name in zip(op.results, loop.results):
@@ -337,11 +365,16 @@ class _Host(Body):
         f = self.f
         self.enter_loop(op)
         head, body, done = f.new_label("while"), f.new_label("do"), f.new_label("end")
+        turn = f.alloca("i64", 8)
+        f.store("i64", "0", turn, 8)
         f.jump(head)
         f.label(head)
+        at = f.load("i64", turn, 8)
+        f.store("i64", f.iadd(at, "1"), turn, 8)
+        stop = self.cancelled(at)
         cond, = self.block(op.regions[0])
         after_cond = set(self.sync.pending)
-        f.branch(cond.text, body, done)
+        f.branch(f.both(cond.text, f.op(f"xor i1 {stop}, true")), body, done)
         f.label(body)
         self.block(op.regions[1])
         self.leave_turn()

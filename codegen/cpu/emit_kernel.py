@@ -12,6 +12,7 @@ from ...compiler.ir.core import Block, Op, Value
 from ...compiler.ir.types import BufferType, DType, i64
 from .irtext import Fn, Module
 from .lanes import Plan, base_lanes, constant, trips, varying
+from .runtime_ir import RT_CANCEL
 from .scalars import Ops, mem_elem, reg_elem
 from .sort import require_sort
 from .target import CpuTarget
@@ -30,6 +31,7 @@ class KernelCode:
     captured: list[Value]
     units: int
     cost: float
+    polls: bool = False         # has loops that look for Ctrl-C
 
 
 class Errors:
@@ -82,7 +84,8 @@ def emit_kernel(module: Module, op: Op, errors: Errors, team: int) -> KernelCode
         body.env[v] = Buf(f"%c{i}", v.type, num(0)) if isinstance(v.type, BufferType) else Val("u", f"%c{i}", v.type.dtype)
     units = _units(f, body, op, plan, team)
     f.finish()
-    return KernelCode(module.functions.pop(), args, units, plan.cost)
+    polls = any(o.name == "loop.while" for o in op.regions[0].walk())
+    return KernelCode(module.functions.pop(), args, units, plan.cost, polls)
 
 
 def _units(f: Fn, body: Body, op: Op, plan: Plan, team: int) -> int:
@@ -571,7 +574,8 @@ class Body:
         f.jump(head)
         f.label(head)
         cond, = self.block(op.regions[0])
-        f.branch(cond.text, body, done)
+        cancel = f.op(f"load atomic i32, ptr {f.op(f'getelementptr i8, ptr %rt, i64 {RT_CANCEL}')} monotonic, align 4")
+        f.branch(f.both(cond.text, f.op(f"icmp eq i32 {cancel}, 0")), body, done)
         f.label(body)
         self.block(op.regions[1])
         f.jump(head)

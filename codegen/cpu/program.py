@@ -15,7 +15,7 @@ from ...compiler.ir.core import Func, Module
 from .contract import GEMM_DTYPES
 from .emit import Emitter, n_inputs
 from .gemm import gemm_address, scratch_bytes, symbol
-from .runtime import Memory, Runtime, default_threads, runtime, symbols
+from .runtime import Interruptible, Memory, Runtime, default_threads, runtime, symbols
 from .target import CpuTarget, Library, compile_many, host_target
 
 ALIGN = 64
@@ -64,8 +64,8 @@ def _address(a: np.ndarray) -> int:
 class _Entry:
     """What a call of one function needs."""
 
-    def __init__(self, func: Func, address: int, team: Runtime):
-        self.name, self.address, self.team = func.name, address, team
+    def __init__(self, func: Func, address: int, team: Runtime, interruptible: bool):
+        self.name, self.address, self.team, self.interruptible = func.name, address, team, interruptible
         n = n_inputs(func)
         self.inputs = [(v.type.dtype.numpy, tuple(v.type.shape), str(v.type).removeprefix("buf<").removesuffix(">")) for v in func.args[:n]]
         self.donated = {r: a for a, r in func.attrs.get("donate", [])}
@@ -106,7 +106,8 @@ class CpuProgram:
             self._one.reserve(scratch_bytes(target, d))
             self._team.reserve(scratch_bytes(target, d))
         self._functions = {name: _Entry(module.funcs[name], self._library.address(emitter.entries[name]),
-                                        self._one if emitter.summaries[name].single else self._team) for name in names}
+                                        self._one if emitter.summaries[name].single else self._team,
+                                        emitter.interruptible(name)) for name in names}
         self._arena: Memory | None = None
         self._lock = threading.Lock()
 
@@ -161,7 +162,11 @@ class CpuProgram:
             if self._arena is None or self._arena.nbytes < entry.arena:
                 self._arena = Memory(max(entry.arena, 4096))
             table[0] = self._arena.address
-            code, value = entry.team.launch(entry.address, p)
+            if entry.interruptible:
+                with Interruptible(entry.team):
+                    code, value = entry.team.launch(entry.address, p)
+            else:
+                code, value = entry.team.launch(entry.address, p)
         if code:
             loc, message = self._errors[code - 1]
             raise RuntimeError_(message.replace("{}", str(value)), loc)

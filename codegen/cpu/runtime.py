@@ -152,7 +152,8 @@ class Runtime:
 
 
 class Interruptible:
-    """While entered (main thread only), Ctrl-C also sets the runtime's cancel flag, which native loops poll."""
+    """While entered (main thread only), Ctrl-C also sets the runtime's cancel flag, which native loops poll. Python's own
+    handler runs as ever: KeyboardInterrupt comes when the launch returns."""
 
     def __init__(self, runtime: Runtime):
         self.runtime = runtime
@@ -163,19 +164,30 @@ class Interruptible:
             return
         _, addresses = _library()
         self.state = (ctypes.c_void_p * 2).from_address(addresses["engram_signal_state"])
-        self.libc = ctypes.CDLL(None)
-        self.libc.signal.restype = ctypes.c_void_p
-        self.libc.signal.argtypes = [ctypes.c_int, ctypes.c_void_p]
         self.runtime._cancel.value = 0
+        self.old = _set_handler(addresses["engram_sigint"])
+        if (self.old or 0) <= 1:                                 # SIG_DFL, SIG_IGN: as the user wants it
+            _set_handler(self.old)
+            self.active = False
+            return
+        if self.old != addresses["engram_sigint"]:               # else an interrupted __exit__ left it in place
+            self.state[1] = self.old
         self.state[0] = self.runtime.address
-        self.old = self.libc.signal(signal.SIGINT, addresses["engram_sigint"])
-        self.state[1] = self.old
 
     def __exit__(self, *exc) -> None:
         if self.active:
-            self.libc.signal(signal.SIGINT, self.old)
             self.state[0] = None
             self.runtime._cancel.value = 0
+            _set_handler(self.state[1])
+
+
+def _set_handler(address: int | None) -> int | None:
+    libc = ctypes.CDLL(None)
+    libc.signal.restype = ctypes.c_void_p
+    libc.signal.argtypes = [ctypes.c_int, ctypes.c_void_p]
+    old = libc.signal(signal.SIGINT, address)
+    libc.siginterrupt(signal.SIGINT, 1)                          # as Python has it: system calls end
+    return old
 
 
 _runtimes: dict[int, Runtime] = {}

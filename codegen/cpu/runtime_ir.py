@@ -18,7 +18,7 @@ RT_JOB = 256            # ptr fn (null: the worker ends), ptr args
 RT_THREADS = 272        # i64
 RT_SCRATCH = 280        # ptr, i64 bytes per thread
 RT_ERROR = 320          # i64 code (0: none), i64 value
-RT_CANCEL = 384         # i32: set from outside (Ctrl-C); i32 at +4: what thread 0 saw, agreed on by all
+RT_CANCEL = 384         # i32: set from outside (Ctrl-C); two i32 after it: what thread 0 saw, agreed on by all
 RT_PROGRESS = 448       # i64: steps done, written by native loops
 RT_BYTES = 512
 
