@@ -9,17 +9,16 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from ...compiler.ir.core import Block, Op, Value
-from ...compiler.ir.types import BufferType, DType, i64
+from ...compiler.ir.types import BufferType, i64
+from .access import Access
 from .irtext import Fn, Module
 from .lanes import Plan, base_lanes, constant, trips, varying
 from .runtime_ir import RT_CANCEL
-from .scalars import Ops, mem_elem, reg_elem
-from .sort import require_sort
+from .scalars import Ops, reg_elem
 from .target import CpuTarget
 from .values import Buf, Lanes, Val, num
 
 NAME = "@KERNEL"            # stands for the function's name until equal kernels have been merged
-MAX_PIECES = 4              # vectors that a strided access may be put together from
 TARGET_UNITS = 64           # blocks a long single row is cut into
 
 
@@ -130,7 +129,7 @@ def _decompose(f: Fn, body: Body, flat: str, args: list[Value], extents: list[in
         body.env[args[k]] = Val("u", at, i64, small=True)
 
 
-class Body:
+class Body(Access):
     """Emits the ops of a kernel in a context of `w` lanes (1: scalars) under a mask of active lanes (None: all)."""
 
     def __init__(self, f: Fn, target: CpuTarget, plan: Plan, errors: Errors):
@@ -302,163 +301,6 @@ class Body:
         if ops.w == 1 and self.w > 1 and value.kind != "u":   # all lanes fail alike: any lane's value will do
             value = Val("u", self.f.op(f"extractelement <{self.w} x i64> {self.l.vector(value)}, i64 0"), i64)
         self._failed(op, op.attrs["message"], bad, value, ops)
-
-    # ---- memory
-
-    def buffer(self, v: Value) -> Buf:
-        found = self.env[v]
-        assert isinstance(found, Buf)
-        return found
-
-    def _alloc(self, op: Op) -> None:
-        t = op.attrs["type"]
-        slot = self.f.alloca(f"[{max(t.numel, 1)} x {mem_elem(t.dtype)}]")
-        self.env[op.result] = Buf(slot, t, num(0))
-
-    def _view(self, op: Op) -> None:
-        base = self.buffer(op.operands[0])
-        offset = self.l.add(base.offset, self.get(op.operands[1]))
-        self.env[op.result] = Buf(base.ptr, op.result.type, offset)
-
-    def _load(self, op: Op) -> None:
-        buf = self.buffer(op.operands[0])
-        at = self.l.address(buf, [self.get(v) for v in op.operands[1:]])
-        dt = buf.type.dtype
-        elem, f = mem_elem(dt), self.f
-        if at.kind == "u":
-            raw = f.load(elem, f.gep(elem, buf.ptr, at.text), dt.bytes)
-            self.env[op.result] = Val("u", self.l.one.from_memory(raw, dt), dt)
-            return
-        raw = self._load_lanes(buf.ptr, at, dt)
-        self.env[op.result] = Val("v", self.l.ops.from_memory(raw, dt), dt)
-
-    def _load_lanes(self, base: str, at: Val, dt: DType) -> str:
-        f, w, elem = self.f, self.w, mem_elem(dt)
-        t, m = f"<{w} x {elem}>", f"<{w} x i1>"
-        short = {"float": "f32", "double": "f64"}.get(elem, elem)
-        if at.contiguous:
-            ptr = f.gep(elem, base, at.text)
-            if self.mask is None:
-                return f.load(t, ptr, dt.bytes)
-            name = f.module.intrinsic(t, f"llvm.masked.load.v{w}{short}.p0", "ptr", "i32", m, t)
-            return f.op(f"call {t} {name}(ptr {ptr}, i32 {dt.bytes}, {m} {self.mask}, {t} zeroinitializer)", "l")
-        if at.kind == "l" and (found := self._pieces(at)):
-            return self._load_pieces(base, at, found, t, elem, dt.bytes)
-        ptrs = self._pointers(base, at, elem)
-        name = f.module.intrinsic(t, f"llvm.masked.gather.v{w}{short}.v{w}p0", f"<{w} x ptr>", "i32", m, t)
-        mask = self.mask or "splat (i1 true)"
-        return f.op(f"call {t} {name}(<{w} x ptr> {ptrs}, i32 {dt.bytes}, {m} {mask}, {t} zeroinitializer)", "l")
-
-    # Lanes at constant distances, close together: whole vectors and shuffles instead of gather and scatter. A piece is a
-    # vector's worth of neighbouring elements; `needs[i]` is the lane from which on element i is needed, w if it never is.
-
-    def _pieces(self, at: Val) -> list[tuple[int, list[int]]] | None:
-        """(first element, needs) of each piece, or None where this does not pay or a mask forbids it."""
-        lo, hi, w = min(at.offs), max(at.offs), self.w
-        if hi - lo >= MAX_PIECES * w or (self.mask is not None and self.count is None) or sorted(at.offs) != list(at.offs):
-            return None
-        out = []
-        for first in range(lo, hi + 1, w):
-            needs = [next((lane for lane, o in enumerate(at.offs) if o >= e), w) for e in range(first, first + w)]
-            out.append((first, needs))
-        return out
-
-    def _piece_mask(self, lanes: list[int]) -> str | None:
-        """Which elements to touch, given the lane each belongs to (w: none); None for all."""
-        if self.mask is None:
-            if all(x < self.w for x in lanes):
-                return None
-            return "<" + ", ".join(f"i1 {int(x < self.w)}" for x in lanes) + ">"
-        constant_lanes = "<" + ", ".join(f"i32 {x}" for x in lanes) + ">"
-        return self.f.op(f"icmp slt <{self.w} x i32> {constant_lanes}, {self.count}", "m")
-
-    def _load_pieces(self, base: str, at: Val, pieces, t: str, elem: str, align: int) -> str:
-        f, w = self.f, self.w
-        m, short = f"<{w} x i1>", {"float": "f32", "double": "f64"}.get(elem, elem)
-        start = f.gep(elem, base, at.text)
-        vectors = []
-        for first, needs in pieces:
-            ptr, mask = f.gep(elem, start, str(first)), self._piece_mask(needs)
-            if mask is None:
-                vectors.append(f.load(t, ptr, align))
-            else:
-                name = f.module.intrinsic(t, f"llvm.masked.load.v{w}{short}.p0", "ptr", "i32", m, t)
-                vectors.append(f.op(f"call {t} {name}(ptr {ptr}, i32 {align}, {m} {mask}, {t} zeroinitializer)", "l"))
-        out, lo = "", pieces[0][0]
-        for i in range(0, len(vectors), 2):                   # two pieces at a time into their lanes
-            pair = (vectors[i], vectors[i + 1] if i + 1 < len(vectors) else "poison")
-            pick = [o - lo - i * w for o in at.offs]
-            inside = [0 <= x < 2 * w for x in pick]
-            text = ", ".join(f"i32 {x}" if ok else "i32 poison" for x, ok in zip(pick, inside))
-            part = f.op(f"shufflevector {t} {pair[0]}, {t} {pair[1]}, <{w} x i32> <{text}>")
-            if not out:
-                out = part
-            else:
-                text = ", ".join(f"i32 {lane + w if ok else lane}" for lane, ok in enumerate(inside))
-                out = f.op(f"shufflevector {t} {out}, {t} {part}, <{w} x i32> <{text}>")
-        return out
-
-    def _store_pieces(self, base: str, at: Val, raw: str, t: str, elem: str, align: int) -> bool:
-        """Masked stores of spread-out lanes; False where lanes share an element or masks are dear."""
-        pieces = self._pieces(at) if self.target.masked and len(set(at.offs)) == len(at.offs) else None
-        if not pieces:
-            return False
-        f, w = self.f, self.w
-        m, short = f"<{w} x i1>", {"float": "f32", "double": "f64"}.get(elem, elem)
-        start = f.gep(elem, base, at.text)
-        lane_of = {o: lane for lane, o in enumerate(at.offs)}
-        for first, _ in pieces:
-            lanes = [lane_of.get(e, w) for e in range(first, first + w)]
-            if min(lanes) == w:
-                continue
-            text = ", ".join(f"i32 {x}" if x < w else "i32 poison" for x in lanes)
-            part = f.op(f"shufflevector {t} {raw}, {t} poison, <{w} x i32> <{text}>")
-            mask = self._piece_mask(lanes) or "splat (i1 true)"
-            name = f.module.intrinsic("void", f"llvm.masked.store.v{w}{short}.p0", t, "ptr", "i32", m)
-            f.do(f"call void {name}({t} {part}, ptr {f.gep(elem, start, str(first))}, i32 {align}, {m} {mask})")
-        return True
-
-    def _pointers(self, base: str, at: Val, elem: str) -> str:
-        f, w = self.f, self.w
-        if at.kind == "l":
-            index = "i32" if max(map(abs, at.offs)) < 1 << 31 else "i64"
-            offsets = "<" + ", ".join(f"{index} {o}" for o in at.offs) + ">"
-            return f.op(f"getelementptr {elem}, ptr {f.gep(elem, base, at.text)}, <{w} x {index}> {offsets}")
-        return f.op(f"getelementptr {elem}, ptr {base}, <{w} x i64> {at.text}")
-
-    def _store(self, op: Op) -> None:
-        value, buf = self.get(op.operands[0]), self.buffer(op.operands[1])
-        at = self.l.address(buf, [self.get(v) for v in op.operands[2:]])
-        dt = buf.type.dtype
-        elem, f, w = mem_elem(dt), self.f, self.w
-        if self.w == 1 or (at.kind == "u" and value.kind == "u" and self.mask is None):
-            f.store(elem, self.l.one.to_memory(value.text, dt), f.gep(elem, buf.ptr, at.text), dt.bytes)
-            return
-        t, m = f"<{w} x {elem}>", f"<{w} x i1>"
-        raw = self.l.ops.to_memory(self.l.vector(value), dt)
-        short = {"float": "f32", "double": "f64"}.get(elem, elem)
-        if at.contiguous:
-            ptr = f.gep(elem, buf.ptr, at.text)
-            if self.mask is None:
-                f.store(t, raw, ptr, dt.bytes)
-                return
-            name = f.module.intrinsic("void", f"llvm.masked.store.v{w}{short}.p0", t, "ptr", "i32", m)
-            f.do(f"call void {name}({t} {raw}, ptr {ptr}, i32 {dt.bytes}, {m} {self.mask})")
-            return
-        at = at if at.kind != "u" else Val("l", at.text, i64, (0,) * w)
-        if at.kind == "l" and self._store_pieces(buf.ptr, at, raw, t, elem, dt.bytes):
-            return
-        ptrs = self._pointers(buf.ptr, at, elem)
-        name = f.module.intrinsic("void", f"llvm.masked.scatter.v{w}{short}.v{w}p0", t, f"<{w} x ptr>", "i32", m)
-        f.do(f"call void {name}({t} {raw}, <{w} x ptr> {ptrs}, i32 {dt.bytes}, {m} {self.mask or 'splat (i1 true)'})")
-
-    def _sort(self, op: Op) -> None:
-        values, indices = (self.buffer(v) for v in op.operands)
-        dt, descending = values.type.dtype, bool(op.attrs.get("descending"))
-        symbol = require_sort(self.f.module, dt, descending)
-        ptrs = [self.f.gep(mem_elem(b.type.dtype), b.ptr, b.offset.text) for b in (values, indices)]
-        steps = [b.type.element_strides[0] for b in (values, indices)]
-        self.f.do(f"call void @{symbol}(ptr {ptrs[0]}, i64 {steps[0]}, ptr {ptrs[1]}, i64 {steps[1]}, i64 {values.type.numel})")
 
     # ---- control
 

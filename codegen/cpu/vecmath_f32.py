@@ -1,0 +1,120 @@
+"""The frequent elementary functions in f32 arithmetic: exp, log, tanh, erf, sin, cos."""
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from .vecbuild import V, VecBuilder
+from .vecmath_f64 import large_trig
+
+_MAGIC32 = 12582912.0                    # 1.5 * 2^23: adding it rounds to an integer, which its low bits then hold
+_LN2_HI, _LN2_LO = 0.693145751953125, 1.428606765330187e-06
+_EXP = [1.0, 1.0, 0.49999993372855067, 0.16666519521795217, 0.04166840112991228, 0.008368851279245974,
+        0.0013814318376318203]           # |r| <= ln(2)/2
+_LOG = [0.3333333170969447, -0.250008210562477, 0.2000122666733799, -0.16623356478225737, 0.14201762470441023,
+        -0.13160195067798014, 0.12761551338080288, -0.07634429838618638]   # sqrt(1/2) <= 1+f <= sqrt(2)
+_TANH = [-0.3333326287982298, 0.13330899709145697, -0.05369296451846853, 0.020483306523116675,
+         -0.005528624593963876]          # |x| <= 0.65
+_ERF_NEAR = [0.128379166494785, -0.376126322856789, 0.11283672545568586, -0.026858104289111177,
+             0.0051977971684292554, -0.0008105965133752298, 8.215423767271666e-05]      # erf(x)/x - 1, |x| <= 0.95
+_ERF_FAR = [0.0001692051293211705, -1.1294884064405422, -0.6334008508411627, -0.10822038405737824,
+            0.025080616496801943, -0.004156254915863207, 0.00043139356561432726, -2.0828618407809767e-05]  # log erfc, 0.9..4
+_SIN = [-0.1666665422535114, 0.008332131487768929, -0.00019510838134880083]             # |r| <= pi/4
+_COS = [0.041666645652426164, -0.0013887306024707568, 2.4431203143258373e-05]
+
+
+def _exp_parts(b: VecBuilder, x: V) -> tuple[V, V, V]:
+    """x = n ln 2 + r: (exp(r), n, n's bits with something above them)."""
+    t = b.fma(x, 1.4426950408889634, _MAGIC32)
+    n = t - _MAGIC32
+    r = b.fma(n, -_LN2_HI, x)
+    r = b.fma(n, -_LN2_LO, r)
+    return b.poly(r, _EXP), n, b.bits(t)
+
+
+def exp(b: VecBuilder, x: V) -> V:
+    p, n, bits = _exp_parts(b, b.clamp(x, -104.0, 89.0))
+    if b.m.target.name == "avx512" and b.w in (4, 8, 16):     # one instruction, denormals and overflow included
+        t = p.type
+        if b.w == 16:
+            name = b.m.intrinsic(t, "llvm.x86.avx512.mask.scalef.ps.512", t, t, t, "i16", "i32")
+            return V(b, b.f.op(f"call {t} {name}({t} {p.name}, {t} {n.name}, {t} zeroinitializer, i16 -1, i32 4)"), "float")
+        name = b.m.intrinsic(t, f"llvm.x86.avx512.mask.scalef.ps.{b.w * 32}", t, t, t, "i8")
+        return V(b, b.f.op(f"call {t} {name}({t} {p.name}, {t} {n.name}, {t} zeroinitializer, i8 -1)"), "float")
+    k = bits - 0x4B400000
+    half = k >> 1                                             # in two steps: 2^n itself may not exist
+    return p * b.real((half + 127) << 23) * b.real((k - half + 127) << 23)
+
+
+def log(b: VecBuilder, x: V) -> V:
+    tiny = x.lt(1.1754943508222875e-38)
+    y = b.select(tiny, x * 8388608.0, x)
+    i = b.bits(y) - 0x3F3504F3
+    e = b.cast("sitofp", i >> 23, "float")
+    e = b.select(tiny, e - 23.0, e)
+    f = b.real((i & 0x007FFFFF) + 0x3F3504F3) - 1.0
+    z = f * f
+    s = b.fma(e, _LN2_LO, b.poly(f, _LOG) * f * z)
+    s = b.fma(z, -0.5, s)
+    r = b.fma(e, _LN2_HI, f + s)
+    r = b.select(x.eq(float("inf")), x, r)
+    r = b.select(x.eq(0.0), -float("inf"), r)
+    return b.select(x.ge(0.0), r, b.select(x.isnan(), x, float("nan")))
+
+
+def tanh(b: VecBuilder, x: V) -> V:
+    a = b.abs(x)
+    z = x * x
+    near = b.fma(b.poly(z, _TANH) * z, x, x)
+    capped = b.select(a.gt(10.0), 10.0, a)                    # NaN stays
+    p, _, bits = _exp_parts(b, capped * 2.0)
+    e = b.real(b.bits(p) + (bits << 23))
+    return b.copysign(b.select(a.ge(0.625), 1.0 - 2.0 / (e + 1.0), near), x)
+
+
+def erf(b: VecBuilder, x: V) -> V:
+    a = b.abs(x)
+    z = x * x
+    near = b.copysign(b.fma(b.poly(z, _ERF_NEAR), x, x), x)
+    q = b.poly(b.select(a.gt(4.0), 4.0, a), _ERF_FAR)
+    p, _, bits = _exp_parts(b, q)
+    far = b.copysign(1.0 - b.real(b.bits(p) + (bits << 23)), x)
+    return b.select(a.ge(0.92), far, near)
+
+
+_PIO2_1, _PIO2_2, _PIO2_3 = 1.57079637050628662109375, -4.37113900018624283e-08, -1.71512451111e-15
+_TRIG_F32_MAX = 8000.0
+
+
+def trig(cosine: bool) -> Callable[[VecBuilder, V], V]:
+    def emit(b: VecBuilder, x: V) -> V:
+        a = b.abs(x)
+        t = b.fma(x, 0.6366197723675814, _MAGIC32)
+        q, n = b.bits(t), t - _MAGIC32
+        if b.m.target.fma:
+            r = b.fma(n, -_PIO2_1, x)                         # exact
+            r = b.fma(n, -_PIO2_2, r)
+            r = b.fma(n, -_PIO2_3, r)
+        else:                                                 # exact products need f64 there
+            n64 = b.wide(n)
+            r = b.narrow(b.wide(x) - n64 * 1.5707963267948966 - n64 * 6.123233995736766e-17)
+        z = r * r
+        s = b.fma(b.poly(z, _SIN) * z, r, r)
+        c = b.fma(b.poly(z, _COS), z * z, b.fma(z, -0.5, 1.0))
+        if cosine:
+            q = q + 1
+        y = b.select((q & 1).eq(0), s, c)
+        y = b.real(b.bits(y) ^ ((q & 2) << 30))
+        if not cosine:
+            y = b.select(x.eq(0.0), x, y)                     # the sign of zero
+        big = a._cmp("uge", "", _TRIG_F32_MAX)                # NaN and infinity too
+        slow, done = b.f.new_label("slow"), b.f.new_label("done")
+        start = b.f.block
+        b.f.branch(b.any(big), slow, done)
+        b.f.label(slow)
+        name = large_trig(b.m, b.w, "cos" if cosine else "sin")
+        far = V(b, b.f.op(f"call {x.type} @{name}({x.type} {x.name})"), "float")
+        far = b.select(big, far, y)
+        b.f.jump(done)
+        b.f.label(done)
+        return V(b, b.f.op(f"phi {x.type} [ {y.name}, %{start} ], [ {far.name}, %{slow} ]"), "float")
+    return emit
