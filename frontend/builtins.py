@@ -28,12 +28,14 @@ def builtin(*names: str, draws: bool = False) -> Callable:
 def builtin_scope() -> Scope:
     """The outermost scope of every program."""
     from . import (  # noqa: F401
+        builtins_activation,
         builtins_conv,
         builtins_fn,
         builtins_index,
         builtins_loss,
         builtins_make,
         builtins_math,
+        builtins_matrix,
         builtins_nn,
         builtins_norm,
         builtins_reduce,

@@ -7,9 +7,9 @@ from ..compiler.ir import Value, i64
 from ..compiler.ir.dims import maybe_equal
 from .builtins import builtin
 from .builtins_math import _number
+from .builtins_matrix import band
 from .builtins_norm import affine, dropout
 from .builtins_reduce import line
-from .builtins_shape import band
 from .tensors import constant, together
 from .values import type_text
 
