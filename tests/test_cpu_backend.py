@@ -1,6 +1,7 @@
 """CpuProgram against the interpreter: every op of the table at several dtypes, and loop programs written out by hand, on
 several machine descriptions and thread counts (which must agree bit for bit)."""
 import os
+import pickle
 import re
 import signal
 import subprocess
@@ -12,7 +13,7 @@ import pytest
 
 pytest.importorskip("llvmlite")
 
-from engram.codegen.cpu.program import CpuProgram, llvm_text
+from engram.codegen.cpu.program import CpuProgram, compile_module, llvm_text
 from engram.compiler.diagnostics import RuntimeError_
 from engram.compiler.ir import DTYPES
 from engram.compiler.ir.core import clone_module
@@ -463,6 +464,30 @@ def test_endless_loop_ends_on_interrupt(place, threads, monkeypatch):
         killer.wait()
     assert signal.getsignal(signal.SIGINT) is before
     p.call("f", [done])
+
+
+def test_donated_argument_passed_twice():
+    """The other use of the same array keeps its value."""
+    module = program("%x: buf<f32[40]>, %w: buf<f32[40]>, %y: buf<f32[40]>, %z: buf<f32[40]>", """
+    loop.parallel() {extents = [40]} ({^(%i: i64):
+      %a = loop.load(%x, %i) : f32
+      %b = scalar.add(%a, %a) : f32
+      loop.store(%b, %y, %i)
+      scf.yield()})
+    loop.parallel() {extents = [40]} ({^(%i: i64):
+      %a = loop.load(%w, %i) : f32
+      loop.store(%a, %z, %i)
+      scf.yield()})""", 2, 2, ", donate = [[0, 0]]")
+    p = CpuProgram(module, threads=1)
+    x = np.ones(40, np.float32)
+    y, z = p.call("f", [x, x])
+    assert set(y) == {2} and set(z) == {1}
+
+
+def test_compiled_code_survives_pickling():
+    compiled = pickle.loads(pickle.dumps(compile_module(parsed("rows"), threads=2)))
+    xs = inputs(parsed("rows"))
+    assert same_bits(CpuProgram(compiled).call("f", xs), CpuProgram(parsed("rows"), threads=2).call("f", xs))
 
 
 def test_wrong_arguments():

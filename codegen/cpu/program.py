@@ -7,6 +7,7 @@ from __future__ import annotations
 import ctypes
 import math
 import threading
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -61,53 +62,92 @@ def _address(a: np.ndarray) -> int:
     return a.__array_interface__["data"][0]
 
 
-class _Entry:
-    """What a call of one function needs."""
+@dataclass
+class Signature:
+    """What a call of one function needs to know."""
 
-    def __init__(self, func: Func, address: int, team: Runtime, interruptible: bool):
-        self.name, self.address, self.team, self.interruptible = func.name, address, team, interruptible
-        n = n_inputs(func)
-        self.inputs = [(v.type.dtype.numpy, tuple(v.type.shape), str(v.type).removeprefix("buf<").removesuffix(">")) for v in func.args[:n]]
-        self.donated = {r: a for a, r in func.attrs.get("donate", [])}
-        # (the argument whose memory it takes or -1, dtype, shape)
-        self.outputs = [(self.donated.get(i, -1), v.type.dtype.numpy, tuple(v.type.shape)) for i, v in enumerate(func.args[n:])]
-        self.names = func.attrs.get("arg_names") or [f"argument {i}" for i in range(n)]
-        self.arena = func.attrs.get("arena", 0)
-        self.table = (ctypes.c_uint64 * (len(func.args) + 1))()      # what the machine code gets: arena, arguments, results
+    name: str
+    symbol: str
+    inputs: list[tuple[np.dtype, tuple[int, ...], str]]           # dtype, shape, as text
+    outputs: list[tuple[int, np.dtype, tuple[int, ...]]]          # the argument whose memory it takes or -1, dtype, shape
+    names: list[str]
+    arena: int
+    single: bool                                                  # one thread does it all
+    interruptible: bool
+
+
+@dataclass
+class Compiled:
+    """Machine code and all that running it takes: picklable, so that a later process can skip every pass."""
+
+    target: CpuTarget
+    threads: int
+    objects: list[bytes]
+    imports: list[str]                                            # symbols it needs, of those the process has to offer
+    signatures: list[Signature]
+    constants: dict[str, np.ndarray]
+    gemms: list[str]
+    errors: list[tuple[object, str]]                              # (location, message) by error code - 1
+    steps: list[str]
+
+
+def compile_module(module: Module, threads: int | None = None, profile: bool = False) -> Compiled:
+    """Code generation; nothing is loaded yet."""
+    target, threads = host_target(), threads or default_threads()
+    if dtypes := _contracted(module):
+        prepare(dtypes, target)                                   # the GEMM compiles while this module's text is written
+    emitter = Emitter(module, target, threads, profile)
+    names = _entries(module)
+    texts = emitter.run(names)
+    offered = ["engram_barrier", "engram_fail", "engram_profile", *emitter.constants, *(symbol(d) for d in emitter.gemms)]
+    return Compiled(target, threads, compile_many(texts, target),
+                    [x for x in offered if any(f"@{x}" in text for text in texts)],
+                    [_signature(emitter, module.funcs[name]) for name in names],
+                    emitter.constants, sorted(emitter.gemms), emitter.errors.items, emitter.steps)
+
+
+def _signature(emitter: Emitter, func: Func) -> Signature:
+    n = n_inputs(func)
+    donated = {r: a for a, r in func.attrs.get("donate", [])}
+    kinds = [(v.type.dtype.numpy, tuple(v.type.shape)) for v in func.args]
+    texts = [str(v.type).removeprefix("buf<").removesuffix(">") for v in func.args]
+    return Signature(func.name, emitter.entries[func.name], [(*k, t) for k, t in zip(kinds[:n], texts)],
+                     [(donated.get(i, -1), *k) for i, k in enumerate(kinds[n:])],
+                     func.attrs.get("arg_names") or [f"argument {i}" for i in range(n)], func.attrs.get("arena", 0),
+                     emitter.summaries[func.name].single, emitter.interruptible(func.name))
+
+
+class _Entry:
+    """A loaded function: its signature, its address and the table of pointers it is called with."""
+
+    def __init__(self, s: Signature, address: int, team: Runtime):
+        self.name, self.inputs, self.outputs, self.names, self.arena = s.name, s.inputs, s.outputs, s.names, s.arena
+        self.address, self.team, self.interruptible = address, team, s.interruptible
+        self.donated = sorted({kind for kind, _, _ in s.outputs if kind >= 0})
+        self.table = (ctypes.c_uint64 * (len(s.inputs) + len(s.outputs) + 1))()      # arena, arguments, results
         self.pointers = ctypes.addressof(self.table)
-        self.last: list = [None] * n
+        self.last: list = [None] * len(s.inputs)
 
 
 class CpuProgram:
     """Machine code for every entry function of a module at stage loop, with planned buffers."""
 
-    def __init__(self, module: Module, threads: int | None = None, profile: bool = False):
-        self.threads = threads or default_threads()
-        target = host_target()
-        if dtypes := _contracted(module):
-            prepare(dtypes, target)                             # the GEMM compiles while this module's text is written
-        emitter = Emitter(module, target, self.threads, profile)
-        names = _entries(module)
-        texts = emitter.run(names)
-        self._errors = emitter.errors.items
-        self._constants = emitter.constants                     # keeps the memory alive
-        imports = symbols()
-        imports.update({name: value.ctypes.data for name, value in self._constants.items()})
-        self._counters = np.empty((len(emitter.steps) + 1, 3), np.int64)
+    def __init__(self, module: Module | Compiled, threads: int | None = None, profile: bool = False):
+        c = self.compiled = module if isinstance(module, Compiled) else compile_module(module, threads, profile)
+        if c.target != host_target():
+            raise ValueError(f"compiled for {c.target.name} {c.target.cpu}, this is {host_target().name} {host_target().cpu}")
+        self.threads = c.threads
+        self._counters = np.empty((len(c.steps) + 1, 3), np.int64)
         self._reset()
-        self._steps = emitter.steps
-        imports["engram_profile"] = self._counters.ctypes.data
-        imports.update({symbol(d): gemm_address(d, target) for d in emitter.gemms})
-        used = {k: v for k, v in imports.items() if any(f"@{k}" in text for text in texts)}
-        self._library = Library(compile_many(texts, target), list(emitter.entries.values()), used, target)
-        self._one = runtime(1)
-        self._team = runtime(self.threads)
-        for d in emitter.gemms:
-            self._one.reserve(scratch_bytes(target, d))
-            self._team.reserve(scratch_bytes(target, d))
-        self._functions = {name: _Entry(module.funcs[name], self._library.address(emitter.entries[name]),
-                                        self._one if emitter.summaries[name].single else self._team,
-                                        emitter.interruptible(name)) for name in names}
+        known = symbols() | {name: _address(value) for name, value in c.constants.items()}
+        known |= {symbol(d): gemm_address(d, c.target) for d in c.gemms} | {"engram_profile": _address(self._counters)}
+        self._library = Library(c.objects, [s.symbol for s in c.signatures], {x: known[x] for x in c.imports}, c.target)
+        self._one, self._team = runtime(1), runtime(c.threads)
+        for d in c.gemms:
+            self._one.reserve(scratch_bytes(c.target, d))
+            self._team.reserve(scratch_bytes(c.target, d))
+        self._functions = {s.name: _Entry(s, self._library.address(s.symbol), self._one if s.single else self._team)
+                           for s in c.signatures}
         self._arena: Memory | None = None
         self._lock = threading.Lock()
 
@@ -126,7 +166,7 @@ class CpuProgram:
     def profile(self) -> list[tuple[str, int, int, int]]:
         """With profile=True: (step, times run, cycles in all, cycles at best) since the last call, by thread 0's time-stamp
         counter; waiting for other threads counts."""
-        out = [(name, *row) for name, row in zip(self._steps, self._counters.tolist())]
+        out = [(name, *row) for name, row in zip(self.compiled.steps, self._counters.tolist())]
         self._reset()
         return out
 
@@ -145,10 +185,14 @@ class CpuProgram:
         with self._lock:
             # an array that was passed here last time, too, needs neither checks nor a look at its address
             arrays, p, table = entry.last, entry.pointers, entry.table
+            changed = False
             for i, a in enumerate(args):
                 if a is not arrays[i]:
                     arrays[i] = a = self._checked(entry, i, a)
                     table[i + 1] = _address(a)
+                    changed = True
+            if changed and entry.donated:
+                self._separate(entry)
             outputs, at = [], len(arrays)
             for kind, dtype, shape in entry.outputs:
                 at += 1
@@ -168,9 +212,17 @@ class CpuProgram:
             else:
                 code, value = entry.team.launch(entry.address, p)
         if code:
-            loc, message = self._errors[code - 1]
+            loc, message = self.compiled.errors[code - 1]
             raise RuntimeError_(message.replace("{}", str(value)), loc)
         return outputs
+
+    def _separate(self, entry: _Entry) -> None:
+        """A donated argument that shares memory with another one is copied: writing it must not change the other."""
+        arrays = entry.last
+        for i in entry.donated:
+            if any(j != i and np.may_share_memory(a, arrays[i]) for j, a in enumerate(arrays)):
+                arrays[i] = self.to_device(arrays[i])
+                entry.table[i + 1] = _address(arrays[i])
 
     def _checked(self, entry: _Entry, i: int, a) -> np.ndarray:
         dtype, shape, text = entry.inputs[i]
@@ -178,6 +230,6 @@ class CpuProgram:
             a = np.asarray(a)
         if a.dtype != dtype or a.shape != shape:
             raise ValueError(f"{entry.name}: {entry.names[i]} expects {text}, got {a.dtype}{list(a.shape)}")
-        if not a.flags.c_contiguous or (i in entry.donated.values() and not a.flags.writeable):
+        if not a.flags.c_contiguous or (i in entry.donated and not a.flags.writeable):
             a = self.to_device(a)
         return a
