@@ -10,8 +10,6 @@ from .api import (  # noqa: F401
     Elaborated,
     Info,
     SlotInfo,
-    check,
-    check_layer,
     elaborate_cache_init,
     elaborate_call,
     elaborate_derivative,
@@ -25,6 +23,7 @@ from .api import (  # noqa: F401
     path_number,
     slots,
 )
+from .checking import check, check_layer  # noqa: F401
 from .program import Program, load  # noqa: F401
 from .train import TrainPlan, elaborate_train  # noqa: F401
 from .values import LayerInstance  # noqa: F401

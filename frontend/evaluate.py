@@ -1,2 +1,2 @@
 """Fills the evaluation tables: importing this module registers every expression and statement."""
-from . import calls, control, expressions, indexing, statements  # noqa: F401
+from . import calls, control, expressions, indexing, operators, statements  # noqa: F401

@@ -399,7 +399,7 @@ def write_slice(el: Elaborator, s: A.Assign, cell: Cell, scope: Scope) -> object
     kept = [n for p, n in zip(parts, sizes) if p.kind not in ("one", "at")]
     value = el.value(s.value, scope)
     if s.op != "=":
-        from .expressions import binary_op
+        from .operators import binary_op
         value = binary_op(el, s.op[:-1], read_parts(el, target, x, scope), value, s.op_span, (target, s.value), scope)
     from .statements import fit
     part = fit(el, value, TensorType(x.type.dtype, tuple(kept)), s.value.span, f"this part of `{cell.name}`", cell.span)

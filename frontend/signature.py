@@ -344,7 +344,7 @@ class Signature:
                 what = f"is {self.dims[name]} from" if str(self.dims[name]) != name else "is a dimension of"
                 notes.append((where if where != span else None, f"`{name}` {what} {text.rstrip(',')}"))
             elif self.owner is not None and name in self.owner.args and not self.owner.span.file.startswith("std/"):
-                from .expressions import layer_fix_text
+                from .operators import layer_fix_text
                 size = as_size(self.owner.args[name])
                 if str(size) == name:                          # a layer that is checked without arguments
                     notes.append((self.scope.span_of(name), f"`{name}` is an argument of layer `{self.owner.cls.name}`"))

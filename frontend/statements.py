@@ -133,7 +133,7 @@ def assign(el: Elaborator, s: A.Assign, scope: Scope) -> object:
         return write_slice(el, s, cell, scope)
     value = el.value(s.value, scope)
     if s.op != "=":
-        from .expressions import binary_op
+        from .operators import binary_op
         value = binary_op(el, s.op[:-1], el.read(cell, scope, target.span), value, s.op_span, (target, s.value), scope)
     write_cell(el, cell, value, scope, s.value.span)
     return UNIT
