@@ -5,11 +5,13 @@ Deliberately small: it has to tell an exp from an add, and something that fits a
 from __future__ import annotations
 
 from ..compiler.ir.core import Op
+from ..compiler.ir.dims import product
 
 ROW_BUFFER_BYTES = 16 * 1024        # a row intermediate is kept rather than computed again up to this size
 EXPENSIVE = 4                       # a row's value from this cost on is kept rather than computed again
 UNROLLED = 9                        # reductions of at most so many elements get no loop
 UNROLLED_STORES = 4                 # and row loops of at most so many iterations
+SMALL_CONTRACTION = 2048            # multiplications up to which a contraction is a plain sum per element, fused with what follows
 
 COSTS = {
     "div": 4, "sqrt": 4, "rsqrt": 8, "floordiv": 6, "mod": 8, "fmod": 8, "exp": 10, "exp2": 10, "expm1": 14, "log": 12, "log2": 12,
@@ -26,6 +28,8 @@ def cost(op: Op) -> int:
         return 0
     if short in ("floordiv", "mod", "fmod", "pow") and op.results[0].type.dtype.is_int:
         return 20
+    if short == "dot_general":
+        return 2 * product(op.operands[0].type.shape[d] for d in op.attrs["lhs_contract"])
     return COSTS.get(short, 1)
 
 

@@ -7,7 +7,7 @@ from typing import NamedTuple
 from ..compiler.ir.core import Block, Op, Value
 from ..compiler.ir.dims import product
 from ..compiler.ir.opdef import OPS
-from .cost import INLINE_COST, cost
+from .cost import INLINE_COST, SMALL_CONTRACTION, cost
 
 FREE = {"tensor.iota", "tensor.broadcast", "tensor.reshape", "tensor.transpose", "tensor.slice", "tensor.reverse", "tensor.stop_gradient"}
 REDUCTIONS = {"tensor.reduce_sum", "tensor.reduce_prod", "tensor.reduce_max", "tensor.reduce_min", "tensor.argmax", "tensor.argmin"}
@@ -82,7 +82,7 @@ class Graph:
             x, i = op.operands[0].type.shape, op.operands[1].type.shape
             return all(n == (1 if d == op.attrs["dim"] else m) for d, (m, n) in enumerate(zip(x, i)))
         if name == "tensor.dot_general":
-            return not op.attrs["lhs_contract"]
+            return small_contraction(op)
         if name == "tensor.fold_windows":
             return separate_windows(op)
         if name in REDUCTIONS:
@@ -179,6 +179,13 @@ def broadcast_kind(op: Op) -> str:
     if not new:
         return ALIGNED
     return ROWS if not kept or max(kept) < min(new) else OTHER
+
+
+def small_contraction(op: Op) -> bool:
+    """Whether a dot_general is better computed element by element than packed: small, or without sums."""
+    x = op.operands[0].type.shape
+    dims = op.attrs["lhs_contract"]
+    return not dims or op.result.type.numel * product(x[d] for d in dims) <= SMALL_CONTRACTION
 
 
 def separate_windows(op: Op) -> bool:

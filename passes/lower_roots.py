@@ -4,13 +4,13 @@ from __future__ import annotations
 from ..compiler.ir.core import Op, Value
 from ..compiler.ir.dims import product
 from ..compiler.ir.types import i64
+from .fuse_graph import small_contraction
 from .lower_buffers import Host, Splat, Storage, shifted
 from .lower_elemental import Elements, Index, accumulator
 from .lower_kernel import I64, Kernel
 from .lower_kernels import _emit, _start, _store
 from .lower_rules import philox, slice_starts
 
-SMALL_CONTRACTION = 2048            # multiplications up to which a plain nest beats packing
 LETTERS = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ"
 
 
@@ -26,9 +26,8 @@ def start(body, op: Op, shape) -> tuple[Kernel, Elements, tuple[Value, ...]]:
 def dot_general(body, op: Op, pos: int) -> None:
     x, y = op.operands
     a = op.attrs
-    dtype, out = op.result.type.dtype, op.result.type
-    depth = product(x.type.shape[d] for d in a["lhs_contract"])
-    if not dtype.is_float or not a["lhs_contract"] or out.numel * depth <= SMALL_CONTRACTION:
+    dtype = op.result.type.dtype
+    if not dtype.is_float or small_contraction(op):
         body.group([op], [op.result], pos, body.leaf, op.loc)
         return
     left, right = body.in_memory(x, op.loc), body.in_memory(y, op.loc)
