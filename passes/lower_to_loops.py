@@ -189,15 +189,17 @@ class Body:
         s = self.part_of_concat(end, pos, loc)
         while s is None and moves and moves[-1].name == "tensor.reshape":      # a reshape of new memory says nothing
             end = moves.pop().operands[0]
+        placed = list(self.placed)
         if s is None and moves:
             s = self.destination(end, pos, loc)
         for op in reversed(moves):
             shape, perm = op.operands[0].type.shape, op.attrs.get("perm")
             strides = reshape_strides(s, shape) if perm is None else tuple(s.strides[perm.index(d)] for d in range(len(perm)))
-            if strides is None:
-                return self.destination(v, pos, loc)
-            s = Storage(s.buffer, s.offset, shape, strides)
+            s = None if strides is None else Storage(s.buffer, s.offset, shape, strides)
+            if s is None:
+                break
         if s is None or (s.shape and s.strides[-1] != 1 and s.shape[-1] != 1):
+            self.placed[:] = placed                            # the result's memory that was tried above is not written after all
             return self.destination(v, pos, loc)
         return s
 

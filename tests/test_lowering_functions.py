@@ -378,3 +378,12 @@ func @f(%w: f32[4,3,3,3], %g: f32[2,4,8,8]) -> (f32[2,3,10,10]) {
 }"""), tol=1e-4)
     largest = max(op.attrs["type"].numel for op in m.walk() if op.name == "loop.alloc")
     assert kernels(m)["contract"] == 1 and largest == 2 * 4 * 12 * 12
+
+
+def test_a_product_that_cannot_be_written_transposed_still_reaches_its_result():
+    check(function("""
+func @f(%x: f32[8,5,8], %w: f32[5,8]) -> (f32[8,8,8]) {
+  %0 = tensor.dot_general(%x, %w) {lhs_batch = [], rhs_batch = [], lhs_contract = [1], rhs_contract = [0]} : f32[8,8,8]
+  %1 = tensor.transpose(%0) {perm = [0, 2, 1]} : f32[8,8,8]
+  func.return(%1)
+}"""))
