@@ -13,10 +13,14 @@ import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from .compiler.diagnostics import CompileError, Diagnostic, did_you_mean
+
+if TYPE_CHECKING:
+    from .tokenizers import Tokenizer
 
 MAX_BYTES = 16 << 30                       # of one array; a header that asks for more is taken for a broken file
 
@@ -346,11 +350,11 @@ def cifar10(path: Path) -> Dataset:
 # ---- text -----------------------------------------------------------------------------------------------------------
 
 @loader("text")
-def text(path: Path, context: int = 64, order: str = "shuffled", tokens: str = "char") -> Dataset:
+def text(path: Path, context: int = 64, order: str = "shuffled", tokens: str | Tokenizer = "char") -> Dataset:
     """A text as windows of `context` tokens: x i32[N, T], and y the same one token later.
 
-    tokens "char" numbers the distinct characters in code order; "byte" takes the UTF-8 bytes, 256 tokens. Windows do not
-    overlap; order "streams" keeps them in sequence, for truncated back-propagation through time.
+    tokens "char" numbers the distinct characters in code order; "byte" takes the UTF-8 bytes, 256 tokens; a tokenizer such as
+    bpe("vocab.json", "merges.txt") its own (x i64[N, T]). Windows do not overlap; order "streams" keeps them in sequence, for truncated back-propagation through time.
     """
     if not isinstance(context, int) or isinstance(context, bool) or context < 1:
         raise DatasetError(f"text: context = {context!r}, expected a positive integer")
@@ -370,8 +374,13 @@ def text(path: Path, context: int = 64, order: str = "shuffled", tokens: str = "
             raise DatasetError(f"{path} is not UTF-8 text: byte 0x{data[e.start]:02x} at {e.start:,}", 'tokens = "byte" reads any file') from None
         distinct, ids = np.unique(codes, return_inverse=True)
         ids, vocabulary = ids.astype(np.int32), [chr(c) for c in distinct]
+    elif hasattr(tokens, "encode") and not isinstance(tokens, str):
+        try:
+            ids, vocabulary = tokens.encode(data.decode("utf-8")), tokens
+        except UnicodeDecodeError as e:
+            raise DatasetError(f"{path} is not UTF-8 text: byte 0x{data[e.start]:02x} at {e.start:,}") from None
     else:
-        raise DatasetError(f"text: unknown tokens {tokens!r}", 'expected "char" or "byte"')
+        raise DatasetError(f"text: unknown tokens {tokens!r}", 'expected "char", "byte" or a tokenizer such as bpe("vocab.json", "merges.txt")')
     n = (len(ids) - 1) // context
     if n < 1:
         raise DatasetError(f"{path} has {len(ids):,} tokens: too few for a window of {context} and the token after it")

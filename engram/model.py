@@ -355,12 +355,9 @@ class Model:
         checkpoint.write(path, self._named(), {"layer": self._text()})
 
     def load(self, path: str | os.PathLike) -> None:
-        """Weights from safetensors, by own paths or by the names that the layers' `names` give. Nothing changes if anything is amiss."""
-        from .foreign_names import foreign_names
-        arrays = checkpoint.read(path)
-        foreign = foreign_names(self._instance)
-        expected = [checkpoint.Expected(p, tuple(s.type.shape), s.type.dtype.numpy, foreign.keys[p]) for p, s in self._slots]
-        found = checkpoint.match(arrays, expected, foreign.ignore, source=os.fspath(path))
+        """Weights from safetensors (or llama2.c's `.bin`), by own paths or by the names that the layers' `names` give. Nothing changes if anything is amiss."""
+        from .weights import fit, read_weights
+        found = fit(self._instance, read_weights(path), os.fspath(path))
         for k, (p, _) in enumerate(self._slots):
             self._write(k, found[p])
 

@@ -67,7 +67,25 @@ def train_plan(program, name: str, overrides: Mapping[str, Any] | None = None, g
     where = overrides.pop("data", None)
     if where is not None and not isinstance(where, str):
         raise DatasetError(f"data = {where!r}: expected a path")
-    return elaborate_train(program, name, overrides, dataset_loader(program.file, where, given, absent))
+    return elaborate_train(program, name, overrides, dataset_loader(program.file, where, given, absent), tokenizers(program.file, absent))
+
+
+def tokenizers(file: str, absent: list | None = None) -> dict[str, Callable]:
+    """`bpe("vocab.json", "merges.txt")` and the like for a program's blocks; paths as in `dataset_loader`."""
+    from .tokenizers import MAKERS, tokenizer
+    folder = Path(file).parent if not file.startswith("<") else Path(".")
+
+    def maker(kind: str) -> Callable:
+        def make(*files, **more):
+            try:
+                return tokenizer(kind, *files, base=[folder, Path(".")], **more)
+            except DatasetError as e:
+                if absent is not None and e.absent:
+                    absent.append(e)
+                raise
+        return make
+
+    return {kind: maker(kind) for kind in MAKERS}
 
 
 def first_block(program, name: str | None):

@@ -21,6 +21,7 @@ from .rules import initial_value
 from .train_learn import watch_learners
 from .train_settings import (
     DatasetLoader,
+    HostLoader,
     LoadedData,
     Overrides,
     check_unused,
@@ -87,12 +88,13 @@ class TrainPlan:
 
 
 def elaborate_train(program: Program, name: str | None = None, overrides: dict | None = None,
-                    load_dataset: Callable | None = None) -> TrainPlan:
+                    load_dataset: Callable | None = None, loaders: dict[str, Callable] | None = None) -> TrainPlan:
     """The plan of a train block: the one called `name`, or the program's first.  `overrides` replace literal settings;
-    `load_dataset(name, ...)` gives an object with `fields` (name -> array) and `n`."""
+    `load_dataset(name, ...)` gives an object with `fields` (name -> array) and `n`; `loaders` make what else a block reads from files
+    and hands to its data set (`bpe`)."""
     block = find_block(program, name)
     with deep_recursion():
-        return _Builder(program, block, overrides or {}, load_dataset).plan()
+        return _Builder(program, block, overrides or {}, load_dataset, loaders or {}).plan()
 
 
 def find_block(program: Program, name: str | None) -> A.Train:
@@ -115,8 +117,8 @@ def location(span: Span | None) -> str:
 class _Builder:
     """One elaboration of a train block."""
 
-    def __init__(self, program: Program, block: A.Train, overrides: dict, load: Callable | None):
-        self.program, self.block, self.load = program, block, load
+    def __init__(self, program: Program, block: A.Train, overrides: dict, load: Callable | None, loaders: dict[str, Callable]):
+        self.program, self.block, self.load, self.loaders = program, block, load, loaders
         self.el = TrainElaborator(program.scope)
         self.overrides = Overrides(overrides, block)
         self.training = Training(self.el, block.name)
@@ -128,6 +130,8 @@ class _Builder:
         self.state_names = state_names(block.items)
         self.scope = Scope(self.program.scope)
         self.scope.bind("dataset", DatasetLoader(self.load))
+        for name, loader in self.loaders.items():
+            self.scope.bind(name, HostLoader(loader))
         places = evaluate_settings(el, block.items, self.scope, self.overrides, self.state_names)
         self.phase_nodes = [i for i in block.items if isinstance(i, A.Phase)]
         self.phase_scopes = []
@@ -141,7 +145,7 @@ class _Builder:
             self.phase_scopes.append(scope)
             self.phase_states.append(states)
         el.finish()
-        self.overrides.check([*places, *self.scope.names.keys() - {"dataset"}])
+        self.overrides.check([*places, *self.scope.names.keys() - {"dataset", *self.loaders}])
         check_unused(el, block, places, self.scope)
         self.data = self.find_data()
         for scope in [self.scope, *self.phase_scopes]:

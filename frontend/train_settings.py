@@ -18,8 +18,8 @@ HOLDOUT = 0.2                                                  # the share held 
 
 # ---- the data ---------------------------------------------------------------------------------------------------------
 
-class DatasetLoader(Transform):
-    """The name `dataset` in a train block: calls the loader that the runner gave."""
+class HostLoader(Transform):
+    """A name that stands for files in a train block (`bpe`): calls the loader that the runner gave."""
 
     __slots__ = ("load",)
 
@@ -27,15 +27,14 @@ class DatasetLoader(Transform):
         self.load = load
 
     def call(self, el: Elaborator, args: CallArgs, span: Span) -> object:
-        names = args.pos[:1] or [args.kw.get("name")]
-        if not isinstance(names[0], str):
-            raise error(span, "`dataset` needs the name of a data set" + (f", got {describe(names[0])}" if names[0] is not None else ""),
-                        hint='for example `dataset("digits")`')
-        for v, at in [*zip(args.pos, args.spans), *((v, args.kw_spans[k]) for k, v in args.kw.items())]:
-            if not _plain(v):
-                raise error(at, f"an argument of `dataset` is a string, a number or a list of them, got {describe(v)}")
+        return Loaded(self.made(args, span))
+
+    def made(self, args: CallArgs, span: Span) -> object:
+        """What the loader makes; its complaints become diagnostics."""
+        plain = [v.value if isinstance(v, Loaded) else v for v in args.pos]
+        named = {k: v.value if isinstance(v, Loaded) else v for k, v in args.kw.items()}
         try:
-            data = self.load(*args.pos, **args.kw)
+            return self.load(*plain, **named)
         except CompileError as e:                              # the loader's own: only the place is missing
             for d in e.diagnostics:
                 d.span = d.span or span
@@ -47,11 +46,38 @@ class DatasetLoader(Transform):
                 raise
             hint = getattr(e, "hint", None)
             raise error(span, getattr(e, "message", None) or str(e), hint=hint) from None
-        return LoadedData(data, span)
+
+
+class Loaded:
+    """What a HostLoader made, such as a tokenizer: opaque here, handed on to `dataset`."""
+
+    __slots__ = ("value",)
+
+    def __init__(self, value: object):
+        self.value = value
+
+    def __repr__(self) -> str:
+        return repr(self.value)
+
+
+class DatasetLoader(HostLoader):
+    """The name `dataset` in a train block."""
+
+    __slots__ = ()
+
+    def call(self, el: Elaborator, args: CallArgs, span: Span) -> object:
+        names = args.pos[:1] or [args.kw.get("name")]
+        if not isinstance(names[0], str):
+            raise error(span, "`dataset` needs the name of a data set" + (f", got {describe(names[0])}" if names[0] is not None else ""),
+                        hint='for example `dataset("digits")`')
+        for v, at in [*zip(args.pos, args.spans), *((v, args.kw_spans[k]) for k, v in args.kw.items())]:
+            if not _plain(v):
+                raise error(at, f"an argument of `dataset` is a string, a number or a list of them, got {describe(v)}")
+        return LoadedData(self.made(args, span), span)
 
 
 def _plain(v: object) -> bool:
-    return v is None or isinstance(v, str | int | float) or isinstance(v, list | tuple) and all(map(_plain, v))
+    return v is None or isinstance(v, str | int | float | Loaded) or isinstance(v, list | tuple) and all(map(_plain, v))
 
 
 class LoadedData(Namespace):

@@ -54,13 +54,13 @@ def parser() -> argparse.ArgumentParser:
         _debugging(c)
         return c
 
-    c = command("run", "train the network of a program's train block")
+    c = command("run", "train the network of a program's train block, or carry out a run block")
     c.add_argument("file", metavar="FILE", help="a .nn program")
     c.add_argument("block", metavar="NAME", nargs="?", help="the train or run block (default: the first)")
     _machine(c)
     c.add_argument("--seed", type=int, metavar="S", help="the seed of initial weights, split and shuffling (default: the program's, else 0)")
     _settings(c)
-    c.add_argument("--weights", metavar="F", help="start from these weights (safetensors)")
+    c.add_argument("--weights", metavar="F", help="start from these weights (safetensors, or llama2.c's .bin)")
     c.add_argument("--out", metavar="DIR", help="where metrics.json, weights.safetensors and curve.png go (default: out/NAME)")
     c.add_argument("--quiet", "-q", action="store_true", help="print the result only")
 

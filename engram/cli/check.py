@@ -47,9 +47,10 @@ def check_file(file: str, overrides: dict) -> tuple[list, list[dict]]:
     except CompileError as e:
         return [*found, *e.diagnostics], rows
     for name, block in program.blocks.items():
-        if not isinstance(block, A.Train):
-            continue
         absent: list = []
+        if isinstance(block, A.Run):
+            found += _check_run(program, name, overrides, absent)
+            continue
         try:
             plan = train_plan(program, name, overrides, absent=absent)
             rows += locality_rows(plan, name)
@@ -65,6 +66,19 @@ def check_file(file: str, overrides: dict) -> tuple[list, list[dict]]:
                 if r["train"] == name:
                     r["verdict"] = "refused"
     return found, rows
+
+
+def _check_run(program, name: str, overrides: dict, absent: list) -> list:
+    """A run block's diagnostics; files that are not here are warnings."""
+    from ..compiler.diagnostics import Diagnostic
+    from ..run_block import check
+    found = check(program, name, overrides, absent)
+    missing = {e.message for e in absent}
+    said = {d.message for d in found}
+    out = [replace(d, severity="warning", message=f"{d.message}: run block `{name}` was checked up to here") if d.message in missing else d
+           for d in found]
+    place = program.blocks[name].name_span
+    return out + [Diagnostic("warning", d.span or place, d.message, hint=d.hint) for e in absent for d in e.diagnostics if d.message not in said]
 
 
 def _diagnostics(result) -> list:

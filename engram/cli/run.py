@@ -1,4 +1,4 @@
-"""`engram run`: train, show progress, write the results."""
+"""`engram run`: train, show progress, write the results; or carry out a run block."""
 from __future__ import annotations
 
 import sys
@@ -14,25 +14,37 @@ def run_command(args) -> int:
     from ..session import first_block, load_program
     program = load_program(args.file)
     block = first_block(program, args.block)
-    if isinstance(block, A.Run):
-        from ..compiler.diagnostics import error
-        raise error(block.name_span, "run blocks are not carried out yet; train blocks are", hint="from Python: engram.compile and engram.Model")
     overrides = settings(args.set)
+    if isinstance(block, A.Run):
+        return statements(program, block, overrides, args)
     if args.seed is not None:
         overrides["seed"] = args.seed
     return train(program, block.name, overrides, args)
 
 
+def statements(program, block, overrides: dict, args) -> int:
+    """Carry out a run block."""
+    from ..compiler.diagnostics import render
+    from ..run_block import RunBlock
+    run = RunBlock(program, block, overrides, args.backend, args.threads, args.seed, args.weights, options=pass_options(args))
+    try:
+        run.run()
+    finally:
+        if run.warnings:
+            print(render(run.warnings, colours(sys.stderr)), file=sys.stderr)
+    return OK
+
+
 def train(program, name: str, overrides: dict, args) -> int:
     """Train one block and report."""
     from .. import report
-    from ..checkpoint import read
     from ..compiler.diagnostics import render
     from ..progress import listener_for
     from ..session import train_plan
     from ..train import Trainer, split
+    from ..weights import read_weights
 
-    weights = read(args.weights) if args.weights else None   # before anything slow: a wrong path should show at once
+    weights = read_weights(args.weights) if args.weights else None   # before anything slow: a wrong path should show at once
     plan = train_plan(program, name, overrides)
     if plan.warnings:
         print(render(plan.warnings, colours(sys.stderr)), file=sys.stderr)

@@ -1,0 +1,644 @@
+"""Run blocks: host statements in order.  What is done with strings, files, tokenizers and printing happens here; every other expression
+is compiled once per types of what it uses (frontend/host.py) and runs on the backend.
+
+An expression's host parts (`text.encode(prompt)`, `data.x`) are evaluated first, left to right, and stand as arguments in the rest.
+`if`, `while` and `scan` run here when something in them is the host's, else they are compiled whole.
+"""
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from . import host_objects as H
+from .compiler.diagnostics import CompileError, Diagnostic, did_you_mean, error
+from .compiler.ir import TensorType
+from .compiler.ir.types import dtype_of
+from .datasets import Dataset, DatasetError
+from .frontend import ast as A
+from .frontend.host import UNIT, Closure, TreeType, elaborate_expression, walk_layers
+from .frontend.train_settings import literal
+from .frontend.values import LayerInstance, RangeValue, Reversed, Slot, describe
+from .tokenizers import Piece, Tokenizer
+
+
+@dataclass(eq=False)
+class Abstract:
+    """An array of which only the type is known: what a check computes with."""
+
+    type: TensorType
+
+
+@dataclass(eq=False)
+class HostTree:
+    """Values for the parameters of a layer."""
+
+    layer: LayerInstance
+    values: dict[Slot, Any]
+
+
+class RunBlock:
+    """One execution of a run block. With `absent` (a list) it is checked instead: nothing is computed or printed, and files that are not
+    here are noted there."""
+
+    def __init__(self, program, block: A.Run, overrides: Mapping[str, Any] | None = None, backend: str = "cpu", threads: int | None = None,
+                 seed: int | None = None, weights: str | None = None, out=None, options=None, absent: list | None = None):
+        self.program, self.block = program, block
+        self.backend, self.threads, self.options = backend, threads, options
+        self.overrides = dict(overrides or {})
+        settings = {s.target.id: s for s in block.stmts if _is_setting(s)}
+        self.where = self.overrides.pop("data", None) if "data" not in settings or not literal(settings["data"].value) else None
+        self._known = sorted(settings)
+        given = settings.get("seed")
+        self.seed = int(seed if seed is not None else self.overrides.get("seed", given.value.value if given is not None and
+                                                                         isinstance(given.value, A.Int) else 0))
+        if "seed" not in settings:
+            self.overrides.pop("seed", None)
+        self.weights, self._fitted = weights, False
+        self.absent, self.checking = absent, absent is not None
+        self.printer = H.Printer(out)
+        folder = Path(program.file).parent if not program.file.startswith("<") else Path(".")
+        self.folders = [folder, Path(".")]
+        self.host = {"print": H.HostFunction("print", self._print), "load": H.HostFunction("load", self._load),
+                     "reset": H.HostFunction("reset", self._reset), **H.file_objects(self)}
+        self.host = {n: f for n, f in self.host.items() if n not in program.main.items}
+        self.warnings: list[Diagnostic] = []
+        self._effects = 0
+        self._keys = 0
+        self._fresh = 0
+        self._yields: list | None = None
+        self._compiled: dict[tuple, tuple] = {}
+        self._rewritten: dict[int, tuple] = {}
+        self._free: dict[int, tuple[A.Node, tuple[str, ...]]] = {}
+        self._cells: dict[Slot, Any] = {}                      # current values of parameters, states and caches
+        self._placed: set[Slot] = set()                        # cells whose values are the backend's handles
+        self._roots: dict[Slot, tuple[LayerInstance, str, int]] = {}
+        self._models: list[LayerInstance] = []
+
+    # ---- statements --------------------------------------------------------------------------------------------------
+
+    def run(self) -> dict[str, Any]:
+        """Carry out the block; the names it bound, for whoever looks on."""
+        from .frontend.elaborator import deep_recursion
+        unknown = [n for n in self.overrides if n not in self._known]
+        if unknown:
+            near = did_you_mean(unknown[0], self._known)
+            raise error(None, f"--set {unknown[0]}: run block `{self.block.name}` has no setting `{unknown[0]}`",
+                        hint=f"did you mean `{near}`?" if near else f"it has: {', '.join(self._known) or 'none'}")
+        env: dict[str, Any] = {}
+        try:
+            with deep_recursion():
+                for s in self.block.stmts:
+                    if _is_setting(s) and s.target.id not in env:
+                        self._setting(s, env)
+                    else:
+                        self._statement(s, env, False)
+        finally:
+            self.printer.close()
+        if self.weights is not None and not self._fitted:
+            raise error(self.block.name_span, f"--weights {self.weights}: run block `{self.block.name}` makes no model that could take them")
+        return env
+
+    def _setting(self, s: A.Assign, env: dict) -> None:
+        name = s.target.id
+        if name in self.overrides:
+            if not literal(s.value):
+                raise error(s.value.span, f"--set {name} can replace a literal only, and this is computed")
+            env[name] = self.overrides[name]
+            return
+        value = self.value(s.value, env)
+        if isinstance(value, LayerInstance) and value.label is None:
+            value.label = name
+        env[name] = value
+        if isinstance(value, LayerInstance) and self.weights is not None and not self._fitted:
+            self._fit(value, self.weights, None)
+
+    def _block(self, stmts: list[A.Node], env: dict) -> Any:
+        env, value = dict(env), UNIT
+        for k, s in enumerate(stmts):
+            value = self._statement(s, env, k == len(stmts) - 1)
+        return value
+
+    def _statement(self, s: A.Node, env: dict, last: bool) -> Any:
+        if isinstance(s, A.Let):
+            value = self.value(s.value, env)
+            if s.type is not None:
+                value = self._typed(s, value, env)
+            self._bind(s.pattern, value, env)
+        elif isinstance(s, A.Assert):
+            self._assert(s, env)
+        elif isinstance(s, A.Yield):
+            if self._yields is None:
+                raise error(s.span, "`yield` belongs in the body of a `scan`")
+            self._yields.append(self.value(s.value, env))
+        elif isinstance(s, A.ExprStmt):
+            before = self._effects
+            value = self.evaluate(s.value, env)
+            if not last and value is not UNIT and self._effects == before:
+                raise error(s.span, "this value is not used", hint="`print(..)` shows it, `let` binds it")
+            return value
+        elif isinstance(s, A.Assign):
+            self._compute(s, env)
+        else:
+            raise error(s.span, f"`{type(s).__name__.lower()}` cannot stand in a run block",
+                        hint="train blocks learn" if isinstance(s, A.Learn | A.Minimize) else None)
+        return UNIT
+
+    def _typed(self, s: A.Let, value: Any, env: dict) -> Any:
+        """`let x: f32[3] = ..`: converted and checked as everywhere in the language."""
+        key = -id(s)
+        if key not in self._rewritten:
+            name = A.NamePattern(s.pattern.span, "$typed")
+            stmts = [A.Let(s.span, name, s.type, A.Name(s.value.span, "$value")), A.ExprStmt(s.span, A.Name(s.span, "$typed"))]
+            self._rewritten[key] = (A.Block(s.span, stmts),)
+        return self._compute(self._rewritten[key][0], {**env, "$value": value})
+
+    def _bind(self, p: A.Pattern, value: Any, env: dict) -> None:
+        if isinstance(p, A.NamePattern):
+            if p.name != "_":
+                env[p.name] = value
+            return
+        parts = list(value) if isinstance(value, tuple | list) else self._rows(value, p.span)
+        if len(parts) != len(p.items):
+            raise error(p.span, f"cannot unpack {len(parts)} parts into {len(p.items)} names")
+        for q, v in zip(p.items, parts):
+            self._bind(q, v, env)
+
+    def _assert(self, s: A.Assert, env: dict) -> None:
+        if self._truth(s.cond, self.value(s.cond, env), whole=True) is False:
+            raise error(s.cond.span, s.message or "this does not hold", label="false")
+
+    def _truth(self, node: A.Expr, v: Any, whole: bool = False) -> bool | None:
+        """A condition as a Python bool; None where a check cannot know."""
+        t = _type_of(v)
+        if isinstance(v, bool):
+            return v
+        if t is None or not t.dtype.is_bool or t.shape and not whole:
+            what = f"{t.dtype}[{', '.join(map(str, t.shape))}]" if t is not None else describe(v)
+            raise error(node.span, f"a condition is one bool, got {what}", hint="compare it: `x != 0`" if t is None else "`any` and `all` reduce")
+        return None if isinstance(v, Abstract) else bool(np.all(H.numpy(v)))
+
+    # ---- expressions -------------------------------------------------------------------------------------------------
+
+    def value(self, node: A.Expr, env: dict) -> Any:
+        """The value of an expression that has to have one."""
+        v = self.evaluate(node, env)
+        if v is UNIT:
+            raise error(node.span, "this gives no value")
+        return v
+
+    def evaluate(self, node: A.Expr, env: dict) -> Any:
+        if isinstance(node, A.Name) and (node.id in env or node.id in self.host):
+            return env[node.id] if node.id in env else self.host[node.id]
+        if isinstance(node, A.Str | A.Int | A.Float | A.Bool):
+            return node.value
+        if isinstance(node, A.Lambda):
+            self._no_host(node, env)
+            return Closure(node, {n: env[n] for n in self._names(node) if n in env})
+        if not self._is_host(node, env):
+            return self._compute(node, env)
+        if isinstance(node, A.Pipe):
+            return self.evaluate(self._unpiped(node), env)
+        if isinstance(node, A.Block):
+            return self._block(node.stmts, env)
+        if isinstance(node, A.If):
+            return self._if(node, env)
+        if isinstance(node, A.While):
+            return self._while(node, env)
+        if isinstance(node, A.Scan):
+            return self._scan(node, env)
+        if isinstance(node, A.Tuple):
+            return tuple(self.value(x, env) for x in node.items)
+        if isinstance(node, A.List):
+            return [self.value(x, env) for x in node.items]
+        if isinstance(node, A.Call) and self._is_host(node.func, env):
+            return self._call(node, env)
+        if isinstance(node, A.Attr):
+            base = self.value(node.value, env)
+            if isinstance(base, Tokenizer | Dataset):
+                return H.attribute(base, node.name, node.name_span)
+        return self._compute(node, env)
+
+    def _call(self, node: A.Call, env: dict) -> Any:
+        f = self.value(node.func, env)
+        if not isinstance(f, H.HostFunction):
+            raise error(node.func.span, f"{H.text(f)} cannot be called")
+        args = [self.value(a.value, env) for a in node.args if a.name is None]
+        kw = {a.name: self.value(a.value, env) for a in node.args if a.name is not None}
+        if self.checking and f.pure and any(isinstance(v, Abstract) for v in [*args, *kw.values()]):
+            return f.when_abstract(node.span)
+        self._effects += not f.pure
+        return f.call(args, kw, node.span)
+
+    def _unpiped(self, node: A.Pipe) -> A.Expr:
+        key = id(node)
+        if key not in self._rewritten:
+            right, first = node.right, A.Arg(node.left.span, None, node.left)
+            call = A.Call(right.span, right.func, [first, *right.args]) if isinstance(right, A.Call) and not right.parens else \
+                A.Call(right.span, right, [first])
+            self._rewritten[key] = (call, node)
+        return self._rewritten[key][0]
+
+    # -- control flow
+
+    def _if(self, node: A.If, env: dict) -> Any:
+        c = self._truth(node.cond, self.value(node.cond, env))
+        if c is None:
+            values = [self.evaluate(b, env) for b in (node.then, node.orelse) if b is not None]
+            return values[0] if node.orelse is not None else UNIT
+        branch = node.then if c else node.orelse
+        return self.evaluate_block(branch, env) if branch is not None else UNIT
+
+    def evaluate_block(self, node: A.Expr, env: dict) -> Any:
+        """A branch or body: a block's statements, or an `else if`."""
+        return self._block(node.stmts, env) if isinstance(node, A.Block) else self.evaluate(node, env)
+
+    def _carries(self, node: A.While | A.Scan, env: dict) -> list[Any]:
+        return [_strong(self.value(c.init, env)) for c in node.carries]
+
+    def _body(self, node: A.While | A.Scan, env: dict, values: list[Any]) -> list[Any]:
+        value = self._block(node.body.stmts, env)
+        if not node.carries:
+            return values
+        if value is UNIT:
+            raise error(node.body.span, "a value is expected here: the loop's next one")
+        new = [value] if len(values) == 1 else list(value) if isinstance(value, tuple | list) else []
+        if len(new) != len(values):
+            raise error(node.body.span, f"the body gives {H.text(value)}, but the loop carries {len(values)} values")
+        return [_strong(v) for v in new]
+
+    def _while(self, node: A.While, env: dict) -> Any:
+        values = self._carries(node, env)
+        while True:
+            inner = dict(env)
+            for c, v in zip(node.carries, values):
+                self._bind(c.pattern, v, inner)
+            c = self._truth(node.cond, self.value(node.cond, inner))
+            if c is False:
+                break
+            values = self._body(node, inner, values)
+            if c is None:
+                break
+        return _outcome(values)
+
+    def _scan(self, node: A.Scan, env: dict) -> Any:
+        if isinstance(node.iterable, A.Range):
+            bounds = [self.value(x, env) for x in (node.iterable.start, node.iterable.stop)]
+            items = [Abstract(_INDEX)] if any(isinstance(b, Abstract) for b in bounds) else \
+                (np.array(k, np.int64) for k in range(*(int(H.numpy(b)) for b in bounds)))
+        else:
+            items = self._items(self.value(node.iterable, env), node.iterable.span)
+        values, ys = self._carries(node, env), []
+        for x in items:
+            inner = dict(env)
+            self._bind(node.pattern, x, inner)
+            for c, v in zip(node.carries, values):
+                self._bind(c.pattern, v, inner)
+            outer, self._yields = self._yields, []
+            try:
+                values = self._body(node, inner, values)
+                ys += self._yields
+            finally:
+                self._yields = outer
+        if not ys:
+            return _outcome(values) if node.carries else UNIT
+        if isinstance(ys[0], Abstract):
+            t = ys[0].type
+            stacked: Any = Abstract(t.with_shape((len(ys), *t.shape)))
+        else:
+            stacked = np.stack([H.numpy(_strong(y)) for y in ys])
+        finals = [v for c, v in zip(node.carries, values) if c.final]
+        return (stacked, _outcome(finals)) if finals else stacked
+
+    def _items(self, v: Any, span) -> list:
+        if isinstance(v, Reversed):
+            return list(self._items(v.of, span))[::-1]
+        if isinstance(v, RangeValue):
+            return [np.array(k, np.int64) for k in range(v.start, v.stop)]
+        if isinstance(v, list):
+            return v
+        if isinstance(v, tuple):
+            return list(zip(*(self._rows(x, span) for x in v))) if all(_type_of(x) is not None for x in v) else list(v)
+        return self._rows(v, span)
+
+    def _rows(self, v: Any, span) -> list:
+        t = _type_of(v)
+        if t is None or not t.shape:
+            raise error(span, f"{H.text(v)} has no parts")
+        if isinstance(v, Abstract):
+            return [Abstract(t.with_shape(t.shape[1:]))] * t.shape[0]
+        return list(map(np.asarray, H.numpy(v)))
+
+    # -- what is the host's
+
+    def _names(self, node: A.Node) -> tuple[str, ...]:
+        """The names in an expression, those of its own among them."""
+        found = self._free.get(id(node))
+        if found is None:
+            names = {n.id if isinstance(n, A.Name) else n.name.split(".")[0] for n in A.walk(node) if isinstance(n, A.Name | A.TensorType)}
+            found = self._free[id(node)] = (node, tuple(sorted(names)))
+        return found[1]
+
+    def _is_host(self, node: A.Node, env: dict) -> bool:
+        return any(isinstance(env[n], Tokenizer | Dataset | H.HostFunction) if n in env else n in self.host for n in self._names(node))
+
+    def _no_host(self, node: A.Node, env: dict) -> None:
+        if self._is_host(node, env):
+            name = next(n for n in self._names(node) if self._is_host(A.Name(node.span, n), env))
+            raise error(node.span, f"`{name}` cannot be used in a function here", hint="functions are compiled; files and printing are not")
+
+    def _rewrite(self, node: A.Node, env: dict) -> tuple[A.Node, list[tuple[str, A.Expr]]]:
+        """The node with its host parts replaced by names, and those parts in order."""
+        done = self._rewritten.get(id(node))
+        if done is None:
+            parts: list[tuple[str, A.Expr]] = []
+            done = self._rewritten[id(node)] = (self._replace(node, env, parts, True), parts, node)
+        return done[0], done[1]
+
+    def _replace(self, node: Any, env: dict, parts: list, top: bool = False) -> Any:
+        if isinstance(node, list):
+            return [self._replace(x, env, parts) for x in node]
+        if not isinstance(node, A.Node) or not self._is_host(node, env):
+            return node
+        if isinstance(node, A.Lambda | A.Comprehension):
+            self._no_host(node, env)
+        direct = isinstance(node, A.Name | A.Attr | A.If | A.While | A.Scan | A.Block | A.Pipe) or \
+            isinstance(node, A.Call) and self._is_host(node.func, env)
+        if direct and not top:
+            self._fresh += 1
+            parts.append((f"$host{self._fresh}", node))
+            return A.Name(node.span, parts[-1][0])
+        new = copy.copy(node)
+        for field in A.field_names(node):
+            setattr(new, field, self._replace(getattr(node, field), env, parts))
+        return new
+
+    # ---- compiled expressions ----------------------------------------------------------------------------------------
+
+    def _compute(self, node: A.Node, env: dict) -> Any:
+        """Compiles an expression or writing statement for what it uses, and runs it."""
+        if self._is_host(node, env):
+            node, parts = self._rewrite(node, env)
+            if parts:
+                env = {**env, **{n: self.value(part, env) for n, part in parts}}
+        given = {n: env[n] for n in self._names(node) if n in env}
+        key = (id(node), tuple((n, _static(v)) for n, v in given.items()))
+        try:
+            found = self._compiled.get(key)
+        except TypeError:
+            found, key = None, None
+        if found is None:
+            types = {n: _as_types(v) for n, v in given.items()}
+            found = (elaborate_expression(self.program, node, types), None, node, given)
+            self.warnings += found[0].warnings
+            for _, layer in walk_layers(_statics(found[0].spec), ""):
+                self._register(layer)
+            e = found[0]
+            if not e.results and len(e.module.funcs[e.entry].body.ops) == 1:          # known when compiling
+                return _pack(e.spec, iter(()))
+            if not self.checking:
+                found = (e, self._build(e.module), node, given)
+            if key is not None:
+                self._compiled[key] = found
+        return self._run(found[0], found[1], given)
+
+    def _build(self, module):
+        from .compiler import driver
+        return driver.build(module, self.backend, threads=self.threads, options=self.options)
+
+    def _run(self, e, program, given: dict) -> Any:
+        self._effects += any(r.kind != "result" for r in e.results)
+        if self.checking:
+            return _pack(e.spec, (Abstract(r.type) for r in e.results))
+        leaves = [x for v in given.values() for x in _leaves(v)]
+        rest, args = iter(leaves), []
+        self._make_caches(e)
+        for info in e.args:
+            if info.slot is not None:
+                args.append(self._cell(info.slot, program))
+            elif info.kind == "key":
+                args.append(self._key())
+            else:
+                args.append(next(rest))
+        results = program.call(e.entry, args)
+        n = sum(r.kind == "result" for r in e.results)
+        for info, r in zip(e.results[n:], results[n:]):
+            self._cells[info.slot] = r
+        return _pack(e.spec, iter(results[:n]))
+
+    def _key(self) -> np.ndarray:
+        """A key of its own for every evaluation."""
+        from .train import key_of
+        self._keys += 1
+        return key_of(self.seed, 5, self._keys)
+
+    # -- layers
+
+    def _register(self, layer: LayerInstance) -> None:
+        """Remembers where each cell lives in its tree: initial values depend on the path."""
+        if any(s in self._roots for _, s in layer.cells):
+            return
+        self._models.append(layer)
+        for path, slot in layer.cells:
+            self._roots[slot] = (layer, path, len(self._models) - 1)
+
+    def _cell(self, slot: Slot, program) -> Any:
+        """The current value of a parameter, state or cache, as a handle; a new layer's values are made when first used."""
+        if slot not in self._cells:
+            self._initialise(*self._roots[slot][::2])
+        if slot not in self._placed:
+            self._cells[slot] = program.to_device(self._cells[slot])
+            self._placed.add(slot)
+        return self._cells[slot]
+
+    def _initialise(self, layer: LayerInstance, number: int) -> None:
+        from .frontend import elaborate_init
+        from .train import key_of
+        e = elaborate_init(layer)
+        values = self._build(e.module).call(e.entry, [key_of(self.seed, *((1, number) if number else (1,)))])
+        for info, v in zip(e.results, values):
+            if info.slot not in self._cells:
+                self._cells[info.slot] = v
+                self._placed.add(info.slot)
+
+    def _make_caches(self, e) -> None:
+        """Caches that are empty, or of other sizes than this call's, begin anew."""
+        from .frontend import elaborate_cache_init
+        wanted: dict[int, tuple[LayerInstance, dict]] = {}
+        for info in e.args:
+            if info.kind == "cache" and (info.slot not in self._cells or tuple(self._cells[info.slot].shape) != tuple(info.type.shape)):
+                root, path, number = self._roots[info.slot]
+                wanted.setdefault(number, (root, {}))[1][path] = info.type
+        for number, (root, types) in wanted.items():
+            key = ("caches", number, tuple(types.items()))
+            if key not in self._compiled:
+                first = elaborate_cache_init(root, types)
+                self._compiled[key] = (first, self._build(first.module), None, None)
+            first, program, _, _ = self._compiled[key]
+            for info, v in zip(first.results, program.call(first.entry, [self._key()])):
+                self._cells[info.slot] = v
+                self._placed.add(info.slot)
+
+    # ---- host functions ----------------------------------------------------------------------------------------------
+
+    def _print(self, *values, sep: str = " ", end: str | None = None):
+        if not self.checking:
+            self.printer.print(values, sep, end)
+        return UNIT
+
+    def _load(self, model, path):
+        if not isinstance(model, LayerInstance):
+            raise ValueError(f"load: expected a model, got {H.text(model)}")
+        if self.weights is not None and model in self._models[:1]:
+            if not self._fitted:
+                self._fit(model, self.weights, None)
+            return UNIT                                        # --weights stands for what the program names
+        self._fit(model, path, self.folders)
+        return UNIT
+
+    def _fit(self, model: LayerInstance, path: str, folders: list[Path] | None) -> None:
+        """Weights from a file, for all parameters and states of a model."""
+        from .checkpoint import CheckpointError
+        from .tokenizers import find_file
+        from .weights import fit, read_weights
+        if folders is not None:
+            try:
+                path = find_file(path, folders, "load")
+            except DatasetError as e:
+                if not self.checking:
+                    raise error(None, e.message, hint=f"{e.hint}; --weights FILE gives another file") from None
+                self.absent.append(e)
+                return
+        try:
+            values = fit(model, read_weights(path), str(path))
+        except CheckpointError as e:
+            raise error(None, str(e)) from None
+        self._fitted |= folders is None
+        for p, slot in model.cells:
+            if p in values:
+                self._cells[slot] = values[p]
+                self._placed.discard(slot)
+
+    def _reset(self, model):
+        if not isinstance(model, LayerInstance):
+            raise ValueError(f"reset: expected a model, got {H.text(model)}")
+        for _, slot in model.cells:
+            if slot.kind == "cache":
+                self._cells.pop(slot, None)
+                self._placed.discard(slot)
+        return UNIT
+
+
+# ---- values -----------------------------------------------------------------------------------------------------------
+
+def _is_setting(s: A.Node) -> bool:
+    return isinstance(s, A.Assign) and s.op == "=" and isinstance(s.target, A.Name)
+
+
+def _type_of(v: Any) -> TensorType | None:
+    """An array's type; None for what is no array."""
+    if isinstance(v, Abstract):
+        return v.type
+    if isinstance(v, np.ndarray):
+        return TensorType(dtype_of(v.dtype), v.shape)
+    if H.is_array(v):
+        return TensorType(v.dtype, tuple(v.shape))
+    return None
+
+
+_INDEX = _type_of(np.array(0, np.int64))
+
+
+def _as_types(v: Any) -> Any:
+    """A host value as elaborate_expression wants it."""
+    t = _type_of(v)
+    if t is not None:
+        return t
+    if isinstance(v, tuple | list):
+        return type(v)(map(_as_types, v))
+    if isinstance(v, HostTree):
+        return TreeType(v.layer, {s: _type_of(x) for s, x in v.values.items()})
+    if isinstance(v, Closure):
+        return Closure(v.node, {n: _as_types(x) for n, x in v.names.items()})
+    return str(v) if isinstance(v, Piece) else v
+
+
+def _leaves(v: Any) -> list[Any]:
+    """The arrays in a host value, in the order of elaborate_expression's arguments."""
+    if _type_of(v) is not None:
+        return [v]
+    if isinstance(v, tuple | list):
+        return [x for y in v for x in _leaves(y)]
+    if isinstance(v, HostTree):
+        return list(v.values.values())
+    if isinstance(v, Closure):
+        return [x for y in v.names.values() for x in _leaves(y)]
+    return []
+
+
+def _static(v: Any) -> object:
+    """What of a value decides about the compiled code: the type of an array, else the value itself."""
+    t = _type_of(v)
+    if t is not None:
+        return ("array", t)
+    if isinstance(v, tuple | list):
+        return (type(v).__name__, *map(_static, v))
+    if isinstance(v, HostTree):
+        return ("tree", id(v.layer))
+    if isinstance(v, Closure):
+        return ("fn", id(v.node), *((n, _static(x)) for n, x in v.names.items()))
+    if isinstance(v, LayerInstance):
+        return ("layer", id(v))
+    return (type(v).__name__, v)
+
+
+def _strong(v: Any) -> Any:
+    """A loop's value: a number becomes an array, as in compiled loops, so that its next value needs no new code."""
+    if isinstance(v, bool):
+        return np.array(v)
+    if isinstance(v, int | float):
+        return np.array(v, np.int64 if isinstance(v, int) else np.float32)
+    return v
+
+
+def _outcome(values: list[Any]) -> Any:
+    return UNIT if not values else values[0] if len(values) == 1 else tuple(values)
+
+
+def _statics(spec: tuple) -> list:
+    """The static parts of a result, for the layers among them."""
+    if spec[0] == "s":
+        return [spec[1]] if isinstance(spec[1], LayerInstance) else []
+    return [x for s in spec[1] for x in _statics(s)] if spec[0] in ("t", "l") else []
+
+
+def _pack(spec: tuple, it) -> Any:
+    """Arrays in the structure the program gave them."""
+    kind = spec[0]
+    if kind == "v":
+        return next(it)
+    if kind == "s":
+        return spec[1]
+    if kind == "tree":
+        return HostTree(spec[1], {s: next(it) for s in spec[2]})
+    items = [_pack(s, it) for s in spec[1]]
+    return tuple(items) if kind == "t" else items
+
+
+def check(program, name: str, overrides: Mapping[str, Any] | None = None, absent: list | None = None) -> list[Diagnostic]:
+    """The diagnostics of a run block, found without computing anything. Files that are not here go to `absent`."""
+    absent = [] if absent is None else absent
+    block = program.blocks[name]
+    settings = {s.target.id for s in block.stmts if _is_setting(s)}
+    run = RunBlock(program, block, {k: v for k, v in (overrides or {}).items() if k in settings or k == "data"}, absent=absent)
+    try:
+        run.run()
+    except CompileError as e:
+        if isinstance(e, DatasetError) and e.absent:
+            absent.append(e)
+        return [*run.warnings, *e.diagnostics]
+    return run.warnings
