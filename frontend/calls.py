@@ -266,12 +266,13 @@ def call_fn(el: Elaborator, fn: FnValue, ca: CallArgs, span: Span) -> object:
     cell_list = list(cells)
     key = (id(fn.decl), id(fn.scope) if owner is None else owner.key, frame.training, keys, len(cell_list), _watch_key([*roots, *insts]),
            tuple(map(id, insts)))
-    info = el.memo.get(key)
+    info = el.memo.get(key) or el.memo.get((key, id(owner)))
     if info is None:
         info = elaborate(el, fn, scope, sig, names, insts, cell_list, span)
         if info is None:
             return inline(el, fn, scope, sig, span, None)
-        el.memo[key] = info
+        own = any(isinstance(s, LayerInstance) for s in statics(info.spec))    # the result names its layer: no other shares it
+        el.memo[(key, id(owner)) if own else key] = info
     return emit_call(el, fn, info, cell_list, leaves, span)
 
 

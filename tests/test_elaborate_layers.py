@@ -265,3 +265,14 @@ def test_a_whole_gpt2_shares_its_functions():
 def test_programs_check(name):
     path = PROGRAMS / f"{name}.nn"
     check(load(path.name, path.read_text()))
+
+
+def test_a_result_that_is_a_tree_belongs_to_its_layer():
+    text = STD + """
+    layer Cell(d) { l = Linear(d, d, bias = false); fn (x: f32[B, d]) { sum(l(x)) }; fn slope(x: f32[B, d]) { grad(fn (m) { sum(m(x)) })(l) } }
+    layer Pair(d) { a = Cell(d); b = Cell(d); fn (x: f32[B, d]) { (a.slope(x), b.slope(2 * x)) } }
+    """
+    m = layer("Pair", 2, text=text)
+    x = np.float32([[1, 2]])
+    ga, gb = call(m, init(m), x)
+    assert np.allclose(ga["w"], x.T @ np.ones((1, 2))) and np.allclose(gb["w"], 2 * ga["w"])
