@@ -32,12 +32,26 @@ def build(module: Module, backend: str = "cpu", threads: int | None = None, opti
         from ..interp.interpreter import Interpreter
         return Interpreter(lower(module, "definition", options))
     if backend == "cpu":
-        from ..codegen.cpu.program import CpuProgram
-        return CpuProgram(lower(module, "loop", options), threads=threads)
+        return _build_cpu(module, threads, options)
     if backend == "opencl":
         from ..codegen.opencl.program import OpenClProgram
         return OpenClProgram(lower(module, "loop", options))
     raise ValueError(f"unknown backend {backend!r}: expected one of {', '.join(BACKENDS)}")
+
+
+def _build_cpu(module: Module, threads: int | None, options: Options | None):
+    """Machine code, from the cache where an equal module was compiled before: then no pass runs."""
+    from ..codegen.cpu.program import CpuProgram, compile_module, prepare
+    from .warm import program_key, read_program, write_program
+    key = program_key(module, threads) if options is None or options == Options(out=options.out) else None
+    compiled = read_program(key) if key else None
+    if compiled is None:
+        if any(op.name == "tensor.dot_general" for op in module.walk()):
+            prepare()                        # the matrix product compiles beside the passes
+        compiled = compile_module(lower(module, "loop", options), threads)
+        if key:
+            write_program(key, compiled)
+    return CpuProgram(compiled)
 
 
 def code(module: Module, backend: str = "cpu", options: Options | None = None) -> str:

@@ -1,0 +1,41 @@
+"""The outer cache: an equal module compiled before runs no pass, and gives the same bits."""
+import numpy as np
+
+from engram.compiler import driver, ops  # noqa: F401
+from engram.compiler.ir import Func, Module, TensorType, f32
+from engram.compiler.ir.builder import Builder
+
+
+def module(scale: float) -> Module:
+    f = Func("f", [TensorType(f32, (4, 5))], ["x"], [TensorType(f32, (4, 5))])
+    b = Builder(f.body)
+    b.op("func.return", [b.mul(b.op("nn.softmax", f.args, {"dim": 1}).result, scale)])
+    return Module([f], {"stage": "nn", "entries": ["f"]})
+
+
+def test_a_warm_start_runs_no_pass(tmp_path, monkeypatch):
+    monkeypatch.setenv("ENGRAM_CACHE_DIR", str(tmp_path))
+    x = np.random.default_rng(0).normal(size=(4, 5)).astype("f4")
+    cold = driver.build(module(2.0), "cpu", threads=1).call("f", [x])[0]
+
+    def refuse(*a, **k):
+        raise AssertionError("a pass ran")
+
+    monkeypatch.setattr(driver, "lower", refuse)
+    warm = driver.build(module(2.0), "cpu", threads=1).call("f", [x])[0]
+    assert warm.tobytes() == cold.tobytes()
+    for other, threads in ((module(3.0), 1), (module(2.0), 2)):
+        try:
+            driver.build(other, "cpu", threads=threads)
+        except AssertionError:
+            continue
+        raise AssertionError("another module, or another number of threads, is no hit")
+
+
+def test_damaged_entries_are_compiled_anew(tmp_path, monkeypatch):
+    monkeypatch.setenv("ENGRAM_CACHE_DIR", str(tmp_path))
+    x = np.ones((4, 5), "f4")
+    cold = driver.build(module(2.0), "cpu", threads=1).call("f", [x])[0]
+    for f in (tmp_path / "programs").iterdir():
+        f.write_bytes(b"garbage")
+    assert driver.build(module(2.0), "cpu", threads=1).call("f", [x])[0].tobytes() == cold.tobytes()
