@@ -6,6 +6,7 @@ by is decided in tolerance.py.
 """
 from __future__ import annotations
 
+import random
 from dataclasses import dataclass
 
 import ml_dtypes
@@ -293,6 +294,18 @@ def modules(draw, options: Options | None = None) -> Generated:
     return Maker(draw, options or Options()).main()
 
 
+def program(seed: int, options: Options | None = None) -> Generated:
+    """The program of a seed, without Hypothesis: for counting, and for looking at one."""
+    rng = random.Random(seed)
+    maker = Maker.__new__(Maker)
+    maker.int = lambda lo, hi: rng.randint(lo, hi)
+    maker.__init__(None, options or Options())
+    return maker.main()
+
+
 WILD = modules(Options(wild=True, ops=24))
-ANY = st.one_of(modules(), modules(Options(nn=False)), modules(Options(gradient=True, ops=16)), WILD)
+GRADIENT = Options(gradient=True, ops=16)
+# Hypothesis prefers small and repetitive choices, which shrink; programs of a seed are as varied as can be, and do not.
+SEEDS = st.integers(0, 2**32)
+ANY = st.one_of(modules(), modules(Options(nn=False)), modules(GRADIENT), WILD, SEEDS.map(program), SEEDS.map(lambda s: program(s, GRADIENT)))
 SMOOTH = modules(Options(dtypes=((f64, 1),), smooth=True, gradient=True, donate=False, ops=12))
