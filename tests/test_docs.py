@@ -42,7 +42,8 @@ def test_the_page_is_up_to_date():
     assert (DOCS / "reference" / "ops.md").read_text(encoding="utf-8") == page(), "`make docs` writes it"
 
 
-def test_check_says_what_is_stale(tmp_path, capsys):
+def test_check_says_what_is_stale(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("engram.docs.PAGES", {"ops.md": page})
     assert main(["--check", str(tmp_path)]) == 1 and "out of date" in capsys.readouterr().out
     assert main([str(tmp_path)]) == 0 and (tmp_path / "ops.md").read_text(encoding="utf-8") == page()
     assert main(["--check", str(tmp_path)]) == 0
