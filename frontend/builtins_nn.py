@@ -3,7 +3,9 @@ from __future__ import annotations
 
 import math
 
-from ..compiler.ir import Value, i64
+import numpy as np
+
+from ..compiler.ir import TensorType, Value, f32, i64
 from ..compiler.ir.dims import maybe_equal
 from .builtins import builtin
 from .builtins_math import _number
@@ -11,7 +13,7 @@ from .builtins_matrix import band
 from .builtins_norm import affine, dropout
 from .builtins_reduce import line
 from .tensors import constant, together
-from .values import type_text
+from .values import Undecidable, type_text
 
 
 def _along(cx, name: str, x, dim, dtype) -> Value:
@@ -91,6 +93,38 @@ def scaled_dot_product_attention(cx, query, key, value, attn_mask=None, dropout_
         weights = dropout(cx, weights, dropout_p)
     y = matmul_values(b, weights, v)
     return y if out_shape is None else b.reshape(y, out_shape)
+
+
+@builtin()
+def rotary_embedding(cx, x, pos=0, base=10000.0, interleaved=False):
+    """Rotary positions: in x[.., T, k], pair j of the features at place t is turned by (pos + t) / base^(2j / k).  Pairs are (j, j + k/2),
+    as in GPT-NeoX, or with `interleaved` (2j, 2j + 1), as in the paper."""
+    from .builtins_shape import cut
+    b = cx.b
+    x = cx.float(x)
+    if x.type.rank < 2:
+        cx.fail(f"`rotary_embedding` needs [.., tokens, features], got {type_text(x.type)}", "x")
+    t, k = x.type.shape[-2:]
+    if not isinstance(k, int):
+        raise Undecidable
+    if k % 2:
+        cx.fail(f"`rotary_embedding` turns pairs of features: {k} is odd", "x")
+    half, last = k // 2, x.type.rank - 1
+    freq = np.array([_number(cx, base, "base") ** (-2 * j / k) for j in range(half)], np.float32)
+    at = b.iota((t,), 0, i64)
+    at = b.add(at, b.broadcast(b.cast(pos, i64), (t,)) if isinstance(pos, Value) else constant(b, cx.int(pos, "pos"), i64, (t,)))
+    angle = b.mul(b.broadcast(b.cast(at, f32), (t, half), [0]), b.broadcast(b.constant(freq, TensorType(f32, (half,))), (t, half), [1]))
+    if cx.flag(interleaved, "interleaved"):
+        pairs = b.reshape(x, (*x.type.shape[:-1], half, 2))
+        p, q = (b.reshape(cut(b, pairs, last + 1, i, i + 1), (*x.type.shape[:-1], half)) for i in (0, 1))
+    else:
+        p, q = cut(b, x, last, 0, half), cut(b, x, last, half, k)
+    c, s = (b.broadcast(b.cast(v, x.type.dtype), p.type.shape) for v in (b.cos(angle), b.sin(angle)))
+    y = [b.sub(b.mul(p, c), b.mul(q, s)), b.add(b.mul(p, s), b.mul(q, c))]
+    if not interleaved:
+        return b.op("tensor.concat", y, {"dim": last}).result
+    y = [b.reshape(v, (*v.type.shape, 1)) for v in y]
+    return b.reshape(b.op("tensor.concat", y, {"dim": last + 1}).result, x.type.shape)
 
 
 # ---- products ---------------------------------------------------------------------------------------------------------
