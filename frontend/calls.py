@@ -390,9 +390,11 @@ def run_body(el: Elaborator, fn: FnValue, scope: Scope, sig: Signature, expected
     """Evaluates a function's body in the bound scope and checks its result."""
     decl, owner = fn.decl, fn.owner
     watch = owner if owner is not None and fn.name is None and owner.watched else None
-    if watch is not None and "pre" in watch.watched and decl.params:
-        from .layers import write_signal
-        write_signal(el, watch, "pre", scope.names[decl.params[0].name], decl.span)
+    if watch is not None and decl.params:
+        from .layers import INPUT, write_signal
+        for name in ("pre", INPUT):
+            if name in watch.watched:
+                write_signal(el, watch, name, scope.names[decl.params[0].name], decl.span)
     frame = el.frame
     if frame is not None:
         frame.expected = expected

@@ -241,6 +241,9 @@ _ITEMS = {A.ParamDecl: _param, A.SubLayer: _sublayer, A.StateDecl: _state, A.Let
 
 # ---- signals ----------------------------------------------------------------------------------------------------------
 
+INPUT = "<input>"           # the layer's first argument, where a `let pre` of its own hides it
+
+
 def watch(inst: LayerInstance, names) -> dict[str, Signal]:
     """Asks for local signals of an instance: every call of it made from now on writes them (cells like any state).  Names are
     `pre`, `out` and top-level `let`s of the layer's fn."""
@@ -274,4 +277,4 @@ def write_signal(el: Elaborator, inst: LayerInstance, name: str, value: object, 
     el.frame.write(signal, value)
 
 
-__all__ = ["instantiate", "cache_type", "cell_type", "watch", "signal_names", "note_signals", "write_signal", "has_layers", "source_text"]
+__all__ = ["instantiate", "cache_type", "cell_type", "watch", "INPUT", "signal_names", "note_signals", "write_signal", "has_layers", "source_text"]

@@ -11,8 +11,8 @@ from ..compiler.diagnostics import CompileError, Span, did_you_mean
 from ..compiler.ir import Block, Func, Op, TensorType, Value, u64
 from . import ast as A
 from .calls import evaluate_args
-from .elaborator import Elaborator
-from .layers import signal_names, watch
+from .elaborator import Elaborator, pattern_names
+from .layers import INPUT, signal_names, watch
 from .rule_statements import bind_given, read_cell, split_given
 from .rules import Operand, RuleFunction, RuleUse, Seen, evaluate_rule, outside_view, rule_function, seen_text
 from .train_step import StepRun, TrainElaborator, Training, not_in_loops, optimize, resolve, train_statement
@@ -36,7 +36,14 @@ def watch_learners(el: TrainElaborator, training: Training, items: list[A.Node],
             for inst in instances(found):
                 wanted = {"pre"} if has_local_loss(rule) else set()
                 wanted |= {seen.path[0] for seen in rule.decl.sees if len(seen.path) == 1 and param_at(inst, seen.path) is None}
-                watch(inst, [n for n in signal_names(inst) if n in wanted])
+                hidden = [INPUT] if has_local_loss(rule) and _lets_pre(inst) else []
+                watch(inst, [*[n for n in signal_names(inst) if n in wanted], *hidden])
+
+
+def _lets_pre(inst: LayerInstance) -> bool:
+    """Whether the layer's fn has a `let pre`, so that the signal `pre` is not its input."""
+    return inst.forward is not None and any(
+        isinstance(s, A.Let) and "pre" in [p.name for p in pattern_names(s.pattern)] for s in inst.forward.decl.body.stmts)
 
 
 def instances(found: object) -> list[LayerInstance]:
@@ -262,18 +269,19 @@ def local_forward(el: TrainElaborator, inst: LayerInstance, path: str, sees: lis
     wants_key = bool(rest) and rest[-1].type == TensorType(u64) and rest[-1].name == "key"
     if len(rest) - wants_key != 1:
         el.fail(span, f"a local loss needs a layer that is called with one tensor; `{path}` takes {len(rest) - wants_key}")
-    pre = inst.watched["pre"]
+    name = INPUT if INPUT in inst.watched else "pre"
+    pre = inst.watched[name]
     v = el.run.stash.get(pre) or el.frame.cells[pre]
-    if not any(s.name == "pre" and s.role == "signal" for s in sees):
-        hidden.append(Seen("pre", v.type, "signal", v, hidden=True))
-    args.append(("signal", "pre"))
+    if not any(s.name == name and s.role == "signal" for s in sees):
+        hidden.append(Seen(name, v.type, "signal", v, hidden=True))
+    args.append(("signal", name))
     if wants_key:
         args.append(("key", ""))
     signal_results = list(call.attrs.get("signals", ()))
     results: list[str | None] = [None] * len(func.result_types)
     results[0] = "out"
-    for i, name in enumerate(signal_results, len(results) - len(signal_results)):
-        results[i] = name if name != "pre" else None
+    for i, signal in enumerate(signal_results, len(results) - len(signal_results)):
+        results[i] = signal if signal != name else None
     if "out" in signal_results:
         results[0] = None
     return LocalForward((func.name, tuple(args), tuple(results)), func.name, args, results, hidden)

@@ -196,7 +196,8 @@ class _Proof:
         layer, name = op.attrs["layer"], role.partition(":")[2]
         frame, origin, depth = self.calls.origin(self.calls.root, v)
         for f, call in self.by_layer.get(layer, []):
-            candidates = call.operands if name == "pre" else call.results[:1] if name == "out" else call.results
+            # `pre` is the call's input, or a `let pre` of the layer; both are its own
+            candidates = [*call.operands, *call.results] if name in ("pre", "<input>") else call.results[:1] if name == "out" else call.results
             for c in candidates:
                 cf, co, cd = self.calls.origin(f, c)
                 if cf is frame and co is origin and depth >= cd:

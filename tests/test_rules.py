@@ -500,3 +500,36 @@ def test_schedules():
         cosine = (k + 1) / 2 if k < 2 else 0.5 * (1 + np.cos(np.pi * (k - 2) / (steps - 2)))
         assert b[0] - run["model.hidden.b"][0] == pytest.approx(cosine, abs=1e-5)
         assert b[1] - run["model.out.b"][0] == pytest.approx(1 - k / steps, abs=1e-5)
+
+
+LET_PRE = """
+rule pred_local(classes) sees out: f32[B, n] given label: int[B] {
+  own m: f32[classes, n] = normal(0, 1 / sqrt(n))
+  minimize cross_entropy(out @ m.T, label) using sgd(0.1)
+}
+rule sees_pre(lr) sees pre: f32[B, i], out: f32[B, o], w: f32[i, o] { w += lr * pre.T @ out }
+layer L(i, o) {
+  param w: f32[i, o] = normal(0, sqrt(2 / i))
+  fn (x: f32[B, i]) -> f32[B, o] { let NAME = stop_gradient(layer_norm(x, [i])) * 2.0; relu(NAME @ w) }
+}
+train t { model = L(64, 32); data = dataset("digits"); batch = 32; epochs = 1; learn model by RULE; measure loss = mean(model(x)) }
+"""
+
+
+def test_a_let_called_pre_is_what_a_rule_sees_and_not_what_a_local_loss_runs_from(tmp_path):
+    """The signal is the let; a local loss still differentiates from the layer's input on."""
+    from engram.compiler.driver import build
+    from engram.datasets import dataset
+    from engram.frontend import elaborate_train, load
+
+    def stepped(name: str, rule: str) -> list:
+        plan = elaborate_train(load("t.nn", LET_PRE.replace("NAME", name).replace("RULE", rule)), "t", {}, dataset)
+        p = build(plan.module, "cpu", threads=1)
+        values = p.call("init", [np.array(3, np.uint64)])
+        batch = {n: np.ascontiguousarray(a[:32]) for n, a in plan.dataset.fields.items()}
+        args = [np.array(0), np.array(0), np.array(1, np.uint64), *batch.values()]
+        return p.call(plan.phases[0].entry, [*values, *args])[0]
+
+    np.testing.assert_array_equal(stepped("pre", "pred_local(10) given y"), stepped("xi", "pred_local(10) given y"))
+    seen, unseen = stepped("pre", "sees_pre(0.01)"), stepped("xi", "sees_pre(0.01)")
+    assert np.abs(seen - unseen).max() > 1e-3                   # the normalised input against the raw one
