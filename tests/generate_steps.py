@@ -417,7 +417,11 @@ class Steps(Values):
         x = self.tame(s, self.float_value(s, rank=1))
         if x.type.numel == 0:
             return
-        name = self.pick(["softmax", "log_softmax", "logsumexp"])
+        name = self.pick(["softmax", "log_softmax", "logsumexp"] + ["max_first"] * (not self.o.smooth))
+        if name == "max_first":
+            if x.type.shape[-1]:
+                self.emit(s, "nn.max_first", [x], None, self.bounds(x))
+            return
         d, k = self.int(0, x.type.rank - 1), self.info[x].size + 6
         if name == "logsumexp":
             self.emit(s, "nn.logsumexp", [x], {"dims": self.dims(x.type.rank)}, (-k, k))

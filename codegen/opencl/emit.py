@@ -193,7 +193,8 @@ class _FuncEmitter:
             return None
         width = group_width(op, self.m.caps)
         emitter = GroupEmitter(self.m.helpers, self.m.caps, width) if width else KernelEmitter(self.m.helpers, self.m.caps)
-        return self.launch(emitter.parallel(op), self.hint(op))
+        kernel = emitter.parallel(op)
+        return self.launch(kernel, self.hint(op)) if kernel.params else None       # one that touches no memory does nothing
 
     def op_contract(self, op: Op):
         kernel = contract_kernel(op, self.m.helpers, self.m.caps)

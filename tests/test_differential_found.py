@@ -1,0 +1,46 @@
+"""Small programs that generated ones failed on, each on every backend and through every pass."""
+import numpy as np
+import pytest
+from engram.compiler.driver import build, lower, random_arguments
+from engram.compiler.ir.parser import parse_module
+from engram.compiler.ir.verifier import verify
+from engram.interp.interpreter import Interpreter
+from test_differential import backend_missing
+from tolerance import agree, tolerances
+
+PROGRAMS = {
+    # folding gave a constant of shape [1] for a rank-0 type
+    "rank 0 constant": """func @main(%x: f32[3]) -> (f32[3], i64[]) {
+      %a = tensor.constant() {value = dense<i64[], "0500000000000000">, type = i64[]} : i64[]
+      %b = tensor.constant() {value = 3, type = i64[]} : i64[]
+      %c = tensor.and(%a, %b) : i64[]
+      func.return(%x, %c)
+    }""",
+    # a kernel that touches no memory has no arguments, which no OpenCL runtime takes
+    "nothing to write": """func @main(%x: f32[0,2,2], %u: f32[0,1,2], %i: i64[]) -> (f32[0,2,2], i64[]) {
+      %y = tensor.dynamic_update_slice(%x, %u, %i, %i, %i) : f32[0,2,2]
+      %t = tensor.tanh(%y) : f32[0,2,2]
+      func.return(%t, %i)
+    }""",
+    "nothing to write at a known place": """func @main(%x: f32[0,2,2], %u: f32[0,1,2]) -> (f32[0,2,2], f32[2,2]) {
+      %zero = tensor.constant() {value = 0, type = i64[]} : i64[]
+      %one = tensor.constant() {value = 1, type = i64[]} : i64[]
+      %y = tensor.dynamic_update_slice(%x, %u, %zero, %one, %zero) : f32[0,2,2]
+      %s = tensor.reduce_sum(%y) {dims = [0]} : f32[2,2]
+      func.return(%y, %s)
+    }""",
+}
+
+
+@pytest.mark.parametrize("backend", ["interp", "cpu", "opencl"])
+@pytest.mark.parametrize("name", PROGRAMS)
+def test_program(name, backend):
+    if backend != "interp" and (why := backend_missing(backend)):
+        pytest.skip(why)
+    m = parse_module('module attributes {stage = "nn", entries = ["main"]} {\n' + PROGRAMS[name] + "\n}")
+    verify(m)
+    args = [np.zeros_like(a) if a.dtype == np.int64 else a for a in random_arguments(m, "main")]
+    want = Interpreter(m).call("main", args)
+    p = Interpreter(lower(m, "loop")) if backend == "interp" else build(m, backend)
+    got = [np.asarray(p.to_host(r)) for r in p.call("main", [a.copy() for a in args])]
+    agree(got, want, tolerances(m, "main", args, want), [False] * len(want), name)
