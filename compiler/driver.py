@@ -7,6 +7,7 @@ import numpy as np
 
 from . import ops  # noqa: F401  (registers the op table)
 from .ir.core import Module, clone_module
+from .memory import check_memory
 from .pass_manager import Options, run
 from .pipelines import PIPELINES
 
@@ -30,12 +31,12 @@ def build(module: Module, backend: str = "cpu", threads: int | None = None, opti
     """Compile a module of the front end for a backend. `threads` (cpu only): None takes all cores."""
     if backend == "interp":
         from ..interp.interpreter import Interpreter
-        return Interpreter(lower(module, "definition", options))
+        return Interpreter(_fits(lower(module, "definition", options)))
     if backend == "cpu":
         return _build_cpu(module, threads, options)
     if backend == "opencl":
         from ..codegen.opencl.program import OpenClProgram
-        return OpenClProgram(lower(module, "loop", options))
+        return OpenClProgram(_fits(lower(module, "loop", options)))
     raise ValueError(f"unknown backend {backend!r}: expected one of {', '.join(BACKENDS)}")
 
 
@@ -48,10 +49,15 @@ def _build_cpu(module: Module, threads: int | None, options: Options | None):
     if compiled is None:
         if any(op.name == "tensor.dot_general" for op in module.walk()):
             prepare()                        # the matrix product compiles beside the passes
-        compiled = compile_module(lower(module, "loop", options), threads)
+        compiled = compile_module(_fits(lower(module, "loop", options)), threads)
         if key:
             write_program(key, compiled)
     return CpuProgram(compiled)
+
+
+def _fits(module: Module) -> Module:
+    check_memory(module)
+    return module
 
 
 def code(module: Module, backend: str = "cpu", options: Options | None = None) -> str:

@@ -12,6 +12,7 @@ from . import ast as A
 from .lalr import Tok
 
 MAX_INT = 2**64 - 1
+RESERVED = frozenset("let if else while scan fn yield learn minimize measure assert true false none and or not".split())
 
 
 class Group:
@@ -37,7 +38,14 @@ def _nodes(c: list) -> list:
 
 
 def _pattern(x) -> A.Pattern:
-    return A.NamePattern(x.span, x.text) if type(x) is Tok else x
+    return A.NamePattern(x.span, bound_name(x)) if type(x) is Tok else x
+
+
+def bound_name(x: Tok) -> str:
+    """A name that is bound here: the reserved words could never be used."""
+    if x.text in RESERVED:
+        raise error(x.span, f"`{x.text}` is a word of the language, so it cannot be a name")
+    return x.text
 
 
 def _group(c: list, kind: str) -> list:
@@ -100,7 +108,7 @@ def on_import_(s, c):
 
 @_rule
 def on_fn_def(s, c):
-    return A.FnDef(s, c[1].text, _group(c, "params"), _after(c, "->"), c[-1], c[1].span)
+    return A.FnDef(s, bound_name(c[1]), _group(c, "params"), _after(c, "->"), c[-1], c[1].span)
 
 
 @_rule
@@ -110,7 +118,7 @@ def on_forward(s, c):
 
 @_rule
 def on_layer(s, c):
-    return A.Layer(s, c[1].text, _group(c, "params"), c[-1].items, c[1].span)
+    return A.Layer(s, bound_name(c[1]), _group(c, "params"), c[-1].items, c[1].span)
 
 
 @_rule
@@ -275,7 +283,7 @@ def on_params(s, c):
 
 @_rule
 def on_param(s, c):
-    return A.Param(s, c[0].text, _after(c, ":"), _after(c, "="))
+    return A.Param(s, bound_name(c[0]), _after(c, ":"), _after(c, "="))
 
 
 @_rule

@@ -220,7 +220,7 @@ def uniform(cx, low=0.0, high=1.0, size=None, key=None, dtype=None):
     b = cx.b
     d = draw_dtype(cx, dtype)
     u = unit(cx, "uniform", key_of(cx, key), draw_shape(cx, size, (low, high)), d)
-    return _affine(b, u, low, high - low if is_weak(low) and is_weak(high) else _minus(cx, high, low))
+    return _affine(b, u, low, plain(high) - plain(low) if is_weak(low) and is_weak(high) else _minus(cx, high, low))
 
 
 def _minus(cx, x, y) -> Value:
@@ -276,7 +276,7 @@ def randint(cx, low, high, size=None, key=None):
     if isinstance(low, int) and isinstance(high, int) and high <= low:
         cx.fail(f"no whole number n has {low} <= n < {high}")
     bits = b.cast(b.op("random.bits", [key_of(cx, key)], {"shape": list(shape)}).result, u64)
-    span = high - low if is_weak(low) and is_weak(high) else _minus(cx, high, low)
+    span = plain(high) - plain(low) if is_weak(low) and is_weak(high) else _minus(cx, high, low)
     wide = b.broadcast(b.cast(as_tensor(b, span), u64), shape) if isinstance(span, Value) else constant(b, span, u64, shape)
     n = b.cast(b.ew("shr", b.mul(bits, wide), 32), i64)        # the high half of bits * span: no remainder, no bias to speak of
     low = b.broadcast(b.cast(as_tensor(b, low), i64), shape) if isinstance(low, Value) else constant(b, low, i64, shape)

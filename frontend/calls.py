@@ -7,6 +7,8 @@ of the cells it writes.  Functions given closures over run-time values are elabo
 """
 from __future__ import annotations
 
+import math
+
 from ..compiler.diagnostics import CompileError, Diagnostic, Span, did_you_mean
 from ..compiler.ir import Func, Loc, TensorType, Value, u64
 from ..compiler.ir.opdef import TypeMismatch
@@ -38,8 +40,10 @@ from .values import (
     Transform,
     Tree,
     describe,
+    type_text,
 )
 
+MAX_ELEMENTS = 1 << 47           # of one tensor: what addresses can reach
 MAX_CALLS = 200                  # functions and layers in progress at one time
 
 
@@ -532,8 +536,17 @@ def make_func(el: Elaborator, frame: Frame, name: str, args: list[Value], result
     frame.b.loc = func.loc
     frame.b.op("func.return", list(results))
     func.result_types = [v.type for v in results]
+    check_sizes(el, func, span)
     func.attrs = {"arg_names": [a.name or "" for a in args], **(attrs or {})}
     return el.module.add(func)
+
+
+def check_sizes(el: Elaborator, func: Func, span: Span | None) -> None:
+    """Refuses tensors that no machine can hold, before anything works on them."""
+    for v, at in [*((a, span) for a in func.args), *((r, Span(*op.loc) if op.loc else span) for op in func.walk() for r in op.results)]:
+        shape = v.type.shape if isinstance(v.type, TensorType) else ()
+        if len(shape) and math.prod(n for n in shape if type(n) is int) > MAX_ELEMENTS and all(shape):
+            el.fail(at, f"{type_text(v.type)} is too large: no machine holds that many elements")
 
 
 def emit_call(el: Elaborator, fn: FnValue, info: FuncInfo, cells: list[Cell], leaves: list[Value], span: Span) -> object:

@@ -11,9 +11,10 @@ from ..compiler.diagnostics import CompileError, Diagnostic, Diagnostics
 from ..compiler.ir import Dim, Value
 from . import ast as A
 from . import evaluate  # noqa: F401
+from .api import initial_value
 from .calls import bind_signature, is_key, run_body
 from .elaborator import Elaborator, deep_recursion
-from .frame import Frame
+from .frame import KEY, Frame
 from .layers import instantiate as make_layer
 from .program import Program
 from .signature import Signature
@@ -212,7 +213,27 @@ def check_layer_class(cls: LayerClass, problems: Diagnostics, observer: Callable
     for d in el.diags.items:
         problems.add(d)
     if inst is not None and not el.diags.errors:
+        check_initial_values(inst, problems)
         check_layer(inst, problems, observer)
+
+
+def check_initial_values(inst: LayerInstance, problems: Diagnostics) -> None:
+    """What the layer's own parameters and states begin with."""
+    for name, slot in inst.own.items():
+        if slot.kind == "cache" or slot.type is None:
+            continue
+        el = Elaborator(generic=True)
+        frame = Frame("init")
+        frame.key = Value(KEY, frame.block, "key")
+        try:
+            with deep_recursion(), el.in_frame(frame):
+                initial_value(el, slot, name, frame.key)
+        except (Undecidable, Poisoned):
+            pass
+        except CompileError as e:
+            el.diags.extend(e)
+        for d in el.diags.items:
+            problems.add(d)
 
 
 def check_layer(inst: LayerInstance, problems: Diagnostics, observer: Callable | None = None) -> None:

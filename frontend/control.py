@@ -227,6 +227,9 @@ def while_(el: Elaborator, node: A.While, scope: Scope) -> object:
                 raise Poisoned
             cells = cells + written
             continue
+        if not leaves and not cells:
+            el.fail(node.span, "this loop changes nothing, so it never ends once it runs",
+                    hint="`while condition with x = x0 { .. }` carries a value from turn to turn")
         body.terminate(nexts + [body.changed.get(c, a) for c, a in zip(cells, body.block.args[len(types):])])
         keys_in_loop(el, body.block, keys)
         op = el.b(node.span).op("scf.while", leaves + cell_values, {}, [test.block, body.block])

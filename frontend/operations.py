@@ -156,9 +156,13 @@ def call_builtin(el: Elaborator, f: Builtin, ca: CallArgs, span: Span) -> object
     try:
         return f.run(cx, *args, **kwargs)
     except TypeMismatch as e:
-        at = [cx.spans.get(p) for p in params[:2]]
+        at = [cx.spans.get(p) for p in params]
         where = [(s, describe(v)) for s, v in zip(at, args) if s is not None and isinstance(v, Value)]
-        el.fail(span, f"{f.name}: {e}", hint=e.hint, marks=where)
+        what = f"{f.name}: {e}"
+        if str(e).startswith("dimension ") and len(where) > 1:
+            what = f"`{f.name}` of {', '.join(t for _, t in where[:-1])} and {where[-1][1]}: these shapes do not broadcast: {e}"
+            where = []
+        el.fail(span, what, hint=e.hint, marks=where)
     except (ZeroDivisionError, OverflowError) as e:
         el.fail(span, f"{f.name}: {e}")
     finally:

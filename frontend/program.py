@@ -219,11 +219,17 @@ def library_names() -> dict[str, str]:
     return out
 
 
+FOREIGN_TYPES = {"float16": "f16", "bfloat16": "bf16", "float32": "f32", "float64": "f64", "double": "f64", "half": "f16", "int8": "i8", "int16": "i16",
+                 "int32": "i32", "int64": "i64", "long": "i64", "uint8": "u8", "uint32": "u32", "uint64": "u64", "boolean": "bool", "Tensor": "f32[n, m]"}
+
+
 def not_found(name: str, span: Span, scope: Scope, what: str = "name"):
     """The error for an unknown name, with what may have been meant."""
     file = library_names().get(name)
     if name in ("torch", "np", "numpy", "jnp", "jax", "nn", "F", "tf"):
         return error(span, f"unknown {what} `{name}`", hint="operations need no prefix: `relu(x)`, `sum(x, dim = 0)`")
+    if what == "type" and name in FOREIGN_TYPES:
+        return error(span, f"unknown type `{name}`", hint=f"did you mean `{FOREIGN_TYPES[name]}`?")
     if file:
         return error(span, f"unknown {what} `{name}`", hint=f'`{name}` is in the library: add `import "std/{file}"`')
     near = did_you_mean(name, scope.all_names())

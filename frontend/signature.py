@@ -74,7 +74,10 @@ class Signature:
         if t is A.Binary and node.op in ("+", "-", "*", "/", "//"):
             return self.arith(node, self.size(node.left), self.size(node.right))
         if t is A.Unary and node.op == "-":
-            return -self.size(node.operand)
+            n = self.size(node.operand)
+            if type(n) is int and n > 0:
+                self.el.fail(node.span, f"a size cannot be negative: {-n}")
+            return -n
         names = [n.id for n in A.walk(node) if isinstance(n, A.Name)]
         inner = Scope(self.scope, dict(self.dims))
         for name in names:

@@ -170,6 +170,8 @@ def _slip(problem: Unexpected, text: str, previous: Tok | None) -> Diagnostic | 
     if token.text == "=" and text[at + 1:at + 2] == ">":
         return Diagnostic("error", token.span._replace(end_col=token.span.col + 2), "`=>` is not an operator",
                           hint="unnamed functions are written `fn (x) { x + 1 }`")
+    if adjacent and pair == ":=":
+        return Diagnostic("error", previous.span.to(token.span), "`:=` is not an operator", hint="names are bound by `let y = x`")
     if adjacent and pair == "===":
         return Diagnostic("error", previous.span.to(token.span), f"`{pair}` is not an operator",
                           hint="write `==`")

@@ -239,4 +239,5 @@ def _not_differentiable(op: Op, reason: str):
     if op.name == "scf.while":
         hint = "a `scan` of fixed length is differentiable; " + hint
     reason = re.sub(r"^not differentiable[^:]*: ", "", reason)
-    return error(span(op.loc), f"cannot differentiate through {op.name}: {reason}", hint=hint)
+    what = "a `while` loop" if op.name == "scf.while" else op.name
+    return error(span(op.loc), f"cannot differentiate through {what}: {reason}", hint=hint)
