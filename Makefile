@@ -25,7 +25,7 @@ lint:            ## check the style
 bless:           ## accept the current output of the golden tests (look at the diff before you commit it)
 	ENGRAM_BLESS=1 $(PYTHON) -m pytest tests/ -k "golden or diagnostic"
 
-docs:            ## write docs/reference from the op table
+docs:            ## write docs/reference from the tables of ops and operations, the library and the grammar
 	$(PYTHON) -m engram.docs
 
 tour:            ## run the commands of docs/tour.md again and write down what they print now

@@ -1,4 +1,5 @@
-"""`python -m engram.docs` writes docs/reference/ops.md from the op table; `--check` only says whether it is up to date.
+"""`python -m engram.docs` writes docs/reference: ops.md from the op table, the other pages as reference.py says; `--check` only says
+whether they are up to date.
 
 Every example of the page is IR that parses, verifies and, where the op can be run, runs: `example_module` wraps it, with the types of
 its free values taken from the row's samples or from CONTEXT.
@@ -14,6 +15,7 @@ from .compiler.ir.core import Module
 from .compiler.ir.opdef import NN, OPS, STAGES, OpDef
 from .compiler.ir.parser import IrSyntaxError, parse_module
 from .compiler.ir.verifier import VerificationError, verify
+from .reference import builtins_page, language_page, print_examples, std_page
 
 # The families, by the file of compiler/ops that holds their rows: title, and what they have in common.
 FAMILIES = {
@@ -208,12 +210,14 @@ def page() -> str:
     return re.sub(r"\n{3,}", "\n\n", "\n".join(out)).rstrip("\n") + "\n"
 
 
-PAGES = {"ops.md": page}
+PAGES = {"ops.md": page, "builtins.md": builtins_page, "std.md": std_page, "language.md": language_page}
 
 
 def main(argv: list[str] | None = None) -> int:
     """Write the pages into docs/reference of the checkout (or DIR); with --check, 1 when one differs."""
     argv = sys.argv[1:] if argv is None else argv
+    if argv == ["--examples"]:
+        return print_examples()
     check = "--check" in argv
     rest = [a for a in argv if a != "--check"]
     folder = Path(rest[0]) if rest else Path(__file__).resolve().parent.parent / "docs" / "reference"

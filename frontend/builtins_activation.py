@@ -16,7 +16,7 @@ def _nn(name: str, f):
         if is_weak(x):
             return _static(cx, x, f, "float")
         return cx.op("nn." + name, [cx.float(x)])
-    run.__doc__ = f"{name}(x), elementwise."
+    run.__doc__ = {"sigmoid": "1 / (1 + exp(-x)).", "silu": "x * sigmoid(x)."}[name]
     return run
 
 

@@ -22,6 +22,14 @@ FLOAT = {
 }
 ANY = {"abs": abs, "neg": lambda x: -x, "sign": _sign}
 ROUND = {"floor": math.floor, "ceil": math.ceil, "trunc": math.trunc}
+DOCS = {
+    "exp": "e to the power of x", "exp2": "2 ** x", "expm1": "exp(x) - 1, accurate near 0", "log": "The natural logarithm", "log2": "Logarithm to base 2",
+    "log1p": "log(1 + x), accurate near 0", "sqrt": "The square root", "rsqrt": "1 / sqrt(x)", "sin": "The sine", "cos": "The cosine", "tan": "The tangent",
+    "asin": "The angle whose sine is x", "acos": "The angle whose cosine is x", "atan": "The angle whose tangent is x", "sinh": "The hyperbolic sine",
+    "cosh": "The hyperbolic cosine", "tanh": "The hyperbolic tangent", "asinh": "The inverse of sinh", "acosh": "The inverse of cosh",
+    "atanh": "The inverse of tanh", "erf": "The error function, 2 / sqrt(pi) times the integral of exp(-t^2) from 0 to x", "erfc": "1 - erf(x), accurate for large x",
+    "abs": "The absolute value", "neg": "-x", "sign": "-1, 0 or 1", "floor": "Rounded down", "ceil": "Rounded up", "trunc": "Rounded towards 0",
+}
 
 
 def _static(cx, x, f, kind: str | None = None):
@@ -50,7 +58,7 @@ def _float_op(name: str, f):
         x = cx.tensor(x)
         return cx.op("tensor." + name, [to_float(cx.b, x)])
     run.__name__ = name
-    run.__doc__ = f"{name}(x), elementwise; integers become f32."
+    run.__doc__ = f"{DOCS[name]}, elementwise; integers become f32."
     return run
 
 
@@ -66,7 +74,7 @@ def _any_op(name: str, f):
         if x.type.dtype.is_bool:
             cx.fail(f"`{name}` works on numbers, got {describe(x)}", "x")
         return cx.op("tensor." + name, [x])
-    run.__doc__ = f"{name}(x), elementwise."
+    run.__doc__ = f"{DOCS[name]}, elementwise."
     return run
 
 
@@ -81,7 +89,7 @@ def _round_op(name: str, f):
             return float(v) if isinstance(x, float) and not isinstance(v, Opaque) else v
         x = cx.tensor(x)
         return x if not x.type.dtype.is_float else cx.op("tensor." + name, [x])
-    run.__doc__ = f"{name}(x), elementwise; integers stay as they are."
+    run.__doc__ = f"{DOCS[name]}, elementwise; integers stay as they are."
     return run
 
 
@@ -269,16 +277,19 @@ def div(cx, x, y, rounding_mode=None):
     return q if rounding_mode is None else cx.b.cast(cx.b.trunc(q), dtype)
 
 
+SYMBOLS = {"eq": "==", "ne": "!=", "lt": "<", "le": "<=", "gt": ">", "ge": ">="}
+
+
 def _comparison(name: str):
     def run(cx, x, y):
         if _both_static(cx, x, y):
             x = cx.tensor(x)
         return binary(cx.b, "compare", x, y, predicate=name)
-    run.__doc__ = f"Elementwise comparison: {name}."
+    run.__doc__ = f"x {SYMBOLS[name]} y, elementwise."
     builtin(name)(run)
 
 
-for _n in ("eq", "ne", "lt", "le", "gt", "ge"):
+for _n in SYMBOLS:
     _comparison(_n)
 
 
