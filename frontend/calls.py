@@ -8,9 +8,10 @@ of the cells it writes.  Functions given closures over run-time values are elabo
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 
 from ..compiler.diagnostics import CompileError, Diagnostic, Span, did_you_mean
-from ..compiler.ir import Func, Loc, TensorType, Value, u64
+from ..compiler.ir import Func, Loc, Op, TensorType, Value, u64
 from ..compiler.ir.opdef import TypeMismatch
 from . import ast as A
 from .elaborator import Elaborator, no_value
@@ -536,17 +537,24 @@ def make_func(el: Elaborator, frame: Frame, name: str, args: list[Value], result
     frame.b.loc = func.loc
     frame.b.op("func.return", list(results))
     func.result_types = [v.type for v in results]
-    check_sizes(el, func, span)
+    check_sizes(el, func.args, func.walk(), span)
     func.attrs = {"arg_names": [a.name or "" for a in args], **(attrs or {})}
     return el.module.add(func)
 
 
-def check_sizes(el: Elaborator, func: Func, span: Span | None) -> None:
+def check_sizes(el: Elaborator, args: list[Value], ops: Iterable[Op], span: Span | None) -> None:
     """Refuses tensors that no machine can hold, before anything works on them."""
-    for v, at in [*((a, span) for a in func.args), *((r, Span(*op.loc) if op.loc else span) for op in func.walk() for r in op.results)]:
-        shape = v.type.shape if isinstance(v.type, TensorType) else ()
-        if len(shape) and math.prod(n for n in shape if type(n) is int) > MAX_ELEMENTS and all(shape):
-            el.fail(at, f"{type_text(v.type)} is too large: no machine holds that many elements")
+    for a in args:
+        check_size(el, a.type, span)
+    for op in ops:
+        for r in op.results:
+            check_size(el, r.type, Span(*op.loc) if op.loc else span)
+
+
+def check_size(el: Elaborator, t: object, span: Span | None) -> None:
+    shape = t.shape if isinstance(t, TensorType) else ()
+    if len(shape) and math.prod(n for n in shape if type(n) is int) > MAX_ELEMENTS and all(shape):
+        el.fail(span, f"{type_text(t)} is too large: no machine holds that many elements")
 
 
 def emit_call(el: Elaborator, fn: FnValue, info: FuncInfo, cells: list[Cell], leaves: list[Value], span: Span) -> object:

@@ -12,7 +12,7 @@ from ..compiler.ir import Dim, Value
 from . import ast as A
 from . import evaluate  # noqa: F401
 from .api import initial_value
-from .calls import bind_signature, is_key, run_body
+from .calls import bind_signature, check_sizes, is_key, run_body
 from .elaborator import Elaborator, deep_recursion
 from .frame import KEY, Frame
 from .layers import instantiate as make_layer
@@ -98,6 +98,7 @@ def _check_body(el: Elaborator, fn: FnValue, frame: Frame, args: dict[str, objec
             frame.key = scope.names[p.name]
     el.active.append(((id(fn.decl), id(fn.owner) if fn.owner is not None else None), fn.name or fn.owner.cls.name, fn.decl.span))
     run_body(el, fn, scope, sig)
+    check_sizes(el, list(frame.block.args), frame.block.walk(), fn.decl.span)
 
 
 def symbolic_arguments(el: Elaborator, fn: FnValue, frame: Frame) -> dict[str, object] | None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 from ..compiler.diagnostics import CompileError, Span
 from ..compiler.ir import Dim, TensorType, Value
 from . import ast as A
-from .calls import bind_params
+from .calls import bind_params, check_size
 from .elaborator import Elaborator, pattern_names
 from .signature import Signature, Unknown, source_text
 from .values import (
@@ -110,6 +110,7 @@ def _param(el: Elaborator, inst: LayerInstance, item: A.ParamDecl, scope: Scope)
     t, weight = cell_type(el, item.type, scope, item.span)
     if t is None:
         raise AssertionError("a parameter's size is always known")
+    check_size(el, t, inst.span if item.span.file.startswith("std/") else item.type.span)
     slot = Slot(item, t, "param", inst, weight)
     _declare(el, inst, item.name, item.name_span, slot, scope)
     inst.own[item.name] = slot

@@ -1,6 +1,8 @@
 """Calling operations that are implemented in Python: binding their arguments, and what an implementation can ask for."""
 from __future__ import annotations
 
+import re
+
 from ..compiler.diagnostics import Span, did_you_mean
 from ..compiler.ir import DType, Value
 from ..compiler.ir.opdef import TypeMismatch
@@ -158,7 +160,7 @@ def call_builtin(el: Elaborator, f: Builtin, ca: CallArgs, span: Span) -> object
     except TypeMismatch as e:
         at = [cx.spans.get(p) for p in params]
         where = [(s, describe(v)) for s, v in zip(at, args) if s is not None and isinstance(v, Value)]
-        what = f"{f.name}: {e}"
+        what = f"{f.name}: " + re.sub(r",(?=\S)", ", ", str(e))
         if str(e).startswith("dimension ") and len(where) > 1:
             what = f"`{f.name}` of {', '.join(t for _, t in where[:-1])} and {where[-1][1]}: these shapes do not broadcast: {e}"
             where = []

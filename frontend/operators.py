@@ -86,6 +86,8 @@ def binary_op(el: Elaborator, op: str, x: object, y: object, span: Span, nodes: 
             el.fail(node.span, f"cannot {VERBS[op]} {describe(v)}")
     if op == "@":
         return matmul(el, x, y, span, nodes, scope)
+    if op in ("//", "%") and type(y) is int and y == 0 and xt and x.type.dtype.is_int:
+        el.fail(nodes[1].span, "integer division by zero")
     b = el.b(span)
     try:
         if op == "/":
