@@ -5,7 +5,7 @@ from ..compiler.ir import TensorType, Value, f32
 from ..compiler.ir.dims import maybe_equal
 from .builtins import builtin
 from .builtins_math import _number
-from .builtins_reduce import mean_of
+from .builtins_reduce import mean_of, widened
 from .tensors import together
 from .values import type_text
 
@@ -33,10 +33,11 @@ def affine(cx, y: Value, weight, bias) -> Value:
 
 def standardised(cx, x: Value, dims, eps) -> Value:
     """(x - mean) / sqrt(var + eps) over dims."""
-    b = cx.b
+    b, dtype = cx.b, x.type.dtype
+    x = widened(b, x)
     c = b.sub(x, b.broadcast(mean_of(b, x, dims, True), x.type.shape))
     v = mean_of(b, b.mul(c, c), dims, True)
-    return b.mul(c, b.broadcast(b.rsqrt(b.add(v, _number(cx, eps, "eps"))), x.type.shape))
+    return b.cast(b.mul(c, b.broadcast(b.rsqrt(b.add(v, _number(cx, eps, "eps"))), x.type.shape)), dtype)
 
 
 @builtin()
@@ -53,9 +54,10 @@ def rms_norm(cx, x, normalized_shape=None, weight=None, eps=None):
     x = cx.float(x)
     dims = _last_dims(cx, x, normalized_shape)
     small = 2.0 ** -{"f64": 52, "f32": 23, "f16": 10, "bf16": 7}[x.type.dtype.name] if eps is None else _number(cx, eps, "eps")
-    v = mean_of(b, b.mul(x, x), dims, True)
-    y = b.mul(x, b.broadcast(b.rsqrt(b.add(v, small)), x.type.shape))
-    return affine(cx, y, weight, None)
+    z = widened(b, x)
+    v = mean_of(b, b.mul(z, z), dims, True)
+    y = b.mul(z, b.broadcast(b.rsqrt(b.add(v, small)), z.type.shape))
+    return affine(cx, b.cast(y, x.type.dtype), weight, None)
 
 
 def _channels(cx, v, x: Value, arg: str) -> Value | None:

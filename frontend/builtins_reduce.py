@@ -3,7 +3,7 @@ from __future__ import annotations
 
 import math
 
-from ..compiler.ir import Dim, Value, i64
+from ..compiler.ir import Dim, Value, f32, i64
 from .builtins import builtin
 from .builtins_math import _pick
 from .tensors import is_weak, to_float
@@ -76,9 +76,14 @@ def mean(cx, x, dim=None, keepdim=False, dtype=None):
     return mean_of(cx.b, x, cx.dims(dim, x.type.rank), cx.flag(keepdim, "keepdim"))
 
 
+def widened(b, x: Value) -> Value:
+    """f16 and bf16 as f32: squares and their sums leave the range of 16 bits, or lose all digits."""
+    return b.cast(x, f32) if x.type.dtype.bits < 32 else x
+
+
 def variance(cx, x, dim, correction, keepdim) -> Value:
     b = cx.b
-    x = cx.float(x)
+    x = widened(b, cx.float(x))
     dims = cx.dims(dim, x.type.rank)
     c = b.sub(x, b.broadcast(mean_of(b, x, dims, True), x.type.shape))
     n = count(x.type, dims)
@@ -98,13 +103,13 @@ def root(b, x: Value) -> Value:
 @builtin()
 def var(cx, x, dim=None, correction=1, keepdim=False):
     """Variance over dims; `correction = 0` divides by n instead of n - 1."""
-    return variance(cx, x, dim, correction, keepdim)
+    return cx.b.cast(variance(cx, x, dim, correction, keepdim), cx.float(x).type.dtype)
 
 
 @builtin()
 def std(cx, x, dim=None, correction=1, keepdim=False):
     """Standard deviation over dims; `correction = 0` divides by n instead of n - 1."""
-    return root(cx.b, variance(cx, x, dim, correction, keepdim))
+    return cx.b.cast(root(cx.b, variance(cx, x, dim, correction, keepdim)), cx.float(x).type.dtype)
 
 
 @builtin()
@@ -236,12 +241,14 @@ def norm(cx, x, p=2, dim=None, keepdim=False, dtype=None):
     """The p-norm over dims; p = 1, 2, inf or any number."""
     b = cx.b
     x = cx.float(x)
-    dims = cx.dims(dim, x.type.rank)
-    keep = cx.flag(keepdim, "keepdim")
-    if isinstance(p, bool) or not isinstance(p, int | float):
-        cx.fail(f"`p` of `norm` is a number known when compiling, got {describe(p)}", "p")
     if dtype is not None:
         x = b.cast(x, cx.dtype(dtype))
+    return b.cast(_norm(cx, b, widened(b, x), p, cx.dims(dim, x.type.rank), cx.flag(keepdim, "keepdim")), x.type.dtype)
+
+
+def _norm(cx, b, x: Value, p, dims: list[int], keep: bool) -> Value:
+    if isinstance(p, bool) or not isinstance(p, int | float):
+        cx.fail(f"`p` of `norm` is a number known when compiling, got {describe(p)}", "p")
     if p == 2:
         return root(b, b.sum(b.mul(x, x), dims, keep))
     if p == 0:
