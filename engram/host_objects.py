@@ -48,7 +48,7 @@ class HostFunction:
 def file_objects(run) -> dict[str, HostFunction]:
     """`dataset`, `bpe`, `llama_tokenizer`: what is read from files, for one run block."""
     from .session import dataset_loader, tokenizers
-    makers = {"dataset": dataset_loader(run.program.file, run.where), **tokenizers(run.program.file)}
+    makers = {"dataset": dataset_loader(run.program.file, run.where), **tokenizers(run.program.file, run.where)}
     return {name: HostFunction(name, make, pure=True) for name, make in makers.items()}
 
 

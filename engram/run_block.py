@@ -23,6 +23,7 @@ from .frontend import ast as A
 from .frontend.host import UNIT, Closure, TreeType, elaborate_expression, walk_layers
 from .frontend.train_settings import literal
 from .frontend.values import LayerInstance, RangeValue, Reversed, Slot, describe
+from .session import folders
 from .tokenizers import Piece, Tokenizer
 
 
@@ -61,8 +62,9 @@ class RunBlock:
         self.weights, self._fitted = weights, False
         self.absent, self.checking = absent, absent is not None
         self.printer = H.Printer(out)
-        folder = Path(program.file).parent if not program.file.startswith("<") else Path(".")
-        self.folders = [folder, Path(".")]
+        if self.where is not None and not isinstance(self.where, str):
+            raise DatasetError(f"data = {self.where!r}: expected a path")
+        self.folders = folders(program.file, self.where)
         self.host = {"print": H.HostFunction("print", self._print), "load": H.HostFunction("load", self._load),
                      "reset": H.HostFunction("reset", self._reset), **H.file_objects(self)}
         self.host = {n: f for n, f in self.host.items() if n not in program.main.items}
@@ -71,7 +73,8 @@ class RunBlock:
         self._keys = 0
         self._fresh = 0
         self._yields: list | None = None
-        self._compiled: dict[tuple, tuple] = {}
+        self._at = block.name_span                             # the host call being carried out
+        self._compiled: dict[tuple, Any] = {}
         self._rewritten: dict[int, tuple] = {}
         self._free: dict[int, tuple[A.Node, tuple[str, ...]]] = {}
         self._cells: dict[Slot, Any] = {}                      # current values of parameters, states and caches
@@ -152,8 +155,9 @@ class RunBlock:
         """`let x: f32[3] = ..`: converted and checked as everywhere in the language."""
         key = -id(s)
         if key not in self._rewritten:
-            name = A.NamePattern(s.pattern.span, "$typed")
-            stmts = [A.Let(s.span, name, s.type, A.Name(s.value.span, "$value")), A.ExprStmt(s.span, A.Name(s.span, "$typed"))]
+            name = s.pattern.name if isinstance(s.pattern, A.NamePattern) and s.pattern.name != "_" else "$typed"
+            stmts = [A.Let(s.span, A.NamePattern(s.pattern.span, name), s.type, A.Name(s.value.span, "$value")),
+                     A.ExprStmt(s.span, A.Name(s.span, name))]
             self._rewritten[key] = (A.Block(s.span, stmts),)
         return self._compute(self._rewritten[key][0], {**env, "$value": value})
 
@@ -232,6 +236,7 @@ class RunBlock:
         if self.checking and f.pure and any(isinstance(v, Abstract) for v in [*args, *kw.values()]):
             return f.when_abstract(node.span)
         self._effects += not f.pure
+        self._at = node.span
         return f.call(args, kw, node.span)
 
     def _unpiped(self, node: A.Pipe) -> A.Expr:
@@ -389,19 +394,22 @@ class RunBlock:
         key = (id(node), tuple((n, _static(v)) for n, v in given.items()))
         try:
             found = self._compiled.get(key)
-        except TypeError:
+        except TypeError:                                      # a static value that has no hash
             found, key = None, None
+        if found is not None and any(self._cache_type(s) != t for s, t in found[3].items()):
+            found = None
         if found is None:
             types = {n: _as_types(v) for n, v in given.items()}
-            found = (elaborate_expression(self.program, node, types), None, node, given)
+            looked: dict[Slot, TensorType | None] = {}
+            e = elaborate_expression(self.program, node, types, lambda slot: looked.setdefault(slot, self._cache_type(slot)))
+            found = (e, None, (node, given), looked)
             self.warnings += found[0].warnings
             for _, layer in walk_layers(_statics(found[0].spec), ""):
                 self._register(layer)
-            e = found[0]
             if not e.results and len(e.module.funcs[e.entry].body.ops) == 1:          # known when compiling
                 return _pack(e.spec, iter(()))
             if not self.checking:
-                found = (e, self._build(e.module), node, given)
+                found = (e, self._build(e.module), *found[2:])
             if key is not None:
                 self._compiled[key] = found
         return self._run(found[0], found[1], given)
@@ -413,6 +421,7 @@ class RunBlock:
     def _run(self, e, program, given: dict) -> Any:
         self._effects += any(r.kind != "result" for r in e.results)
         if self.checking:
+            self._cells.update((r.slot, Abstract(r.type)) for r in e.results if r.kind == "cache")
             return _pack(e.spec, (Abstract(r.type) for r in e.results))
         leaves = [x for v in given.values() for x in _leaves(v)]
         rest, args = iter(leaves), []
@@ -437,6 +446,10 @@ class RunBlock:
         return key_of(self.seed, 5, self._keys)
 
     # -- layers
+
+    def _cache_type(self, slot: Slot) -> TensorType | None:
+        """The type of a cache that a call has filled."""
+        return _type_of(self._cells.get(slot))
 
     def _register(self, layer: LayerInstance) -> None:
         """Remembers where each cell lives in its tree: initial values depend on the path."""
@@ -477,8 +490,8 @@ class RunBlock:
             key = ("caches", number, tuple(types.items()))
             if key not in self._compiled:
                 first = elaborate_cache_init(root, types)
-                self._compiled[key] = (first, self._build(first.module), None, None)
-            first, program, _, _ = self._compiled[key]
+                self._compiled[key] = (first, self._build(first.module))
+            first, program = self._compiled[key]
             for info, v in zip(first.results, program.call(first.entry, [self._key()])):
                 self._cells[info.slot] = v
                 self._placed.add(info.slot)
@@ -492,7 +505,7 @@ class RunBlock:
 
     def _load(self, model, path):
         if not isinstance(model, LayerInstance):
-            raise ValueError(f"load: expected a model, got {H.text(model)}")
+            raise ValueError(f"expected a model, got {H.text(model)}")
         if self.weights is not None and model in self._models[:1]:
             if not self._fitted:
                 self._fit(model, self.weights, None)
@@ -500,24 +513,25 @@ class RunBlock:
         self._fit(model, path, self.folders)
         return UNIT
 
-    def _fit(self, model: LayerInstance, path: str, folders: list[Path] | None) -> None:
+    def _fit(self, model: LayerInstance, path: str, base: list[Path] | None) -> None:
         """Weights from a file, for all parameters and states of a model."""
         from .checkpoint import CheckpointError
         from .tokenizers import find_file
         from .weights import fit, read_weights
-        if folders is not None:
+        if base is not None:
             try:
-                path = find_file(path, folders, "load")
+                path = find_file(path, base, "load")
             except DatasetError as e:
                 if not self.checking:
                     raise error(None, e.message, hint=f"{e.hint}; --weights FILE gives another file") from None
+                e.diagnostics[0].span = self._at
                 self.absent.append(e)
                 return
         try:
             values = fit(model, read_weights(path), str(path))
         except CheckpointError as e:
             raise error(None, str(e)) from None
-        self._fitted |= folders is None
+        self._fitted |= base is None
         for p, slot in model.cells:
             if p in values:
                 self._cells[slot] = values[p]
@@ -525,7 +539,7 @@ class RunBlock:
 
     def _reset(self, model):
         if not isinstance(model, LayerInstance):
-            raise ValueError(f"reset: expected a model, got {H.text(model)}")
+            raise ValueError(f"expected a model, got {H.text(model)}")
         for _, slot in model.cells:
             if slot.kind == "cache":
                 self._cells.pop(slot, None)

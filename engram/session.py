@@ -67,18 +67,25 @@ def train_plan(program, name: str, overrides: Mapping[str, Any] | None = None, g
     where = overrides.pop("data", None)
     if where is not None and not isinstance(where, str):
         raise DatasetError(f"data = {where!r}: expected a path")
-    return elaborate_train(program, name, overrides, dataset_loader(program.file, where, given, absent), tokenizers(program.file, absent))
+    return elaborate_train(program, name, overrides, dataset_loader(program.file, where, given, absent),
+                           tokenizers(program.file, where, absent))
 
 
-def tokenizers(file: str, absent: list | None = None) -> dict[str, Callable]:
-    """`bpe("vocab.json", "merges.txt")` and the like for a program's blocks; paths as in `dataset_loader`."""
+def folders(file: str, where: str | None = None) -> list[Path]:
+    """Where a program's files are looked for: where `--set data=..` points, next to the program, in the current folder."""
+    first = [] if where is None else [Path(where) if Path(where).is_dir() else Path(where).parent]
+    return [*first, Path(".") if file.startswith("<") else Path(file).parent, Path(".")]
+
+
+def tokenizers(file: str, where: str | None = None, absent: list | None = None) -> dict[str, Callable]:
+    """`bpe("vocab.json", "merges.txt")` and the like for a program's blocks."""
     from .tokenizers import MAKERS, tokenizer
-    folder = Path(file).parent if not file.startswith("<") else Path(".")
+    base = folders(file, where)
 
     def maker(kind: str) -> Callable:
         def make(*files, **more):
             try:
-                return tokenizer(kind, *files, base=[folder, Path(".")], **more)
+                return tokenizer(kind, *files, base=base, **more)
             except DatasetError as e:
                 if absent is not None and e.absent:
                     absent.append(e)

@@ -4,6 +4,7 @@
     elaborate_function(program, name, args)              elaborate_grad, elaborate_derivative (grad, vjp, jvp)
     instantiate(program, layer, args) -> LayerInstance   slots(instance), elaborate_init, elaborate_call, elaborate_cache_init
     elaborate_train(program, name, overrides, load_dataset) -> TrainPlan
+    host.elaborate_expression(program, node, names)      one expression of a run block
 """
 from .api import (  # noqa: F401
     OMITTED,

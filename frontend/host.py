@@ -5,7 +5,9 @@ numbers, strings, functions and the layers themselves are compile-time values.  
 """
 from __future__ import annotations
 
-from ..compiler.diagnostics import CompileError
+from collections.abc import Callable
+
+from ..compiler.diagnostics import Span
 from ..compiler.ir import TensorType, Value
 from . import ast as A
 from . import evaluate  # noqa: F401
@@ -15,7 +17,7 @@ from .elaborator import Elaborator
 from .frame import KEY, Frame
 from .program import Program
 from .trees import flatten, leaf_names, statics
-from .values import UNIT, FnValue, LayerInstance, RangeValue, Scope, Slot, Transform, Tree, walk_layers
+from .values import UNIT, Cell, FnValue, LayerInstance, RangeValue, Scope, Slot, Transform, Tree, walk_layers
 
 
 class Closure:
@@ -36,11 +38,28 @@ class TreeType:
         self.layer, self.types = layer, types
 
 
-def elaborate_expression(program: Program, node: A.Node, names: dict[str, object], name: str = "expression") -> Elaborated:
+class HostElaborator(Elaborator):
+    """`caches(slot)`: the type that earlier calls have given to a cache (or None), for expressions that only look at it."""
+
+    def __init__(self, caches: Callable[[Slot], TensorType | None]):
+        super().__init__()
+        self.caches = caches
+
+    def cell_type(self, cell: Cell, scope: Scope | None, span: Span) -> TensorType:
+        if cell.type is None and scope is None and cell not in self.cell_types:
+            t = self.caches(cell)
+            if t is None:
+                self.fail(span, f"cache `{cell.name}` is empty: its sizes are known after a call")
+            self.cell_types[cell] = t
+        return super().cell_type(cell, scope, span)
+
+
+def elaborate_expression(program: Program, node: A.Node, names: dict[str, object], caches: Callable[[Slot], TensorType | None] = lambda slot: None,
+                         name: str = "expression") -> Elaborated:
     """One function for `node`, in which `names` stand for what they map to: TensorTypes and TreeTypes are arguments of the function, in
     order (tuples and lists of them part by part), everything else is known when compiling.  The function's arguments are the cells
     that are used, then those, then a key where random numbers are drawn."""
-    el = Elaborator()
+    el = HostElaborator(caches)
     frame = Frame(name)
     layers = [(p, i) for n, v in names.items() for p, i in _layers(v, n)]
     frame.roots = layers
@@ -62,9 +81,7 @@ def elaborate_expression(program: Program, node: A.Node, names: dict[str, object
     known = {s for _, s in slots}
     for cell in [*frame.arg_cells, *frame.cells]:
         if cell not in known:
-            owner = getattr(cell, "owner", None)
-            what = f"layer {owner.cls.name}" if owner is not None else f"`{cell.name}`"
-            el.fail(node.span, f"{what} is made and used at one go, so its weights have no place to live", hint="bind it first: `model = ..`")
+            el.fail(node.span, f"a layer is made and used at one go, so its `{cell.name}` has no place to live", hint="bind it first: `model = ..`")
     arguments = [(Info(s.kind, p, frame.arg_cells[s].type, s), frame.arg_cells[s]) for p, s in slots if s in frame.arg_cells]
     for info, v in arguments:
         v.name = info.name
@@ -113,4 +130,4 @@ def _value(frame: Frame, program: Program, v: object, name: str, infos: list[tup
     return v
 
 
-__all__ = ["Closure", "TreeType", "elaborate_expression", "CompileError", "UNIT", "walk_layers"]
+__all__ = ["Closure", "TreeType", "elaborate_expression", "UNIT", "walk_layers"]
