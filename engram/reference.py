@@ -22,6 +22,7 @@ from .frontend.values import Builtin
 
 ROOT = Path(__file__).resolve().parent.parent
 FRONTEND = Path(sys.modules[Builtin.__module__].__file__).parent
+GRAMMAR = FRONTEND / "grammar.lark"
 LANGUAGE = ROOT / "docs" / "reference" / "language.md"
 KEY = 7                                                        # the random key of the examples
 
@@ -142,7 +143,7 @@ ORDER = ("nn", "init", "optim", "rules")
 
 def grammar_rules() -> dict[str, str]:
     """The rules of grammar.lark by name, without comments, aliases and lark's marks."""
-    text = re.sub(r"\s*//[ \S]*$", "", (FRONTEND / "grammar.lark").read_text(encoding="utf-8"), flags=re.M)
+    text = re.sub(r"\s*//[ \S]*$", "", GRAMMAR.read_text(encoding="utf-8"), flags=re.M)
     rules: dict[str, str] = {}
     for m in re.finditer(r"^\??([a-z_]+):(.*(?:\n[ \t]+\|.*)*)", text, re.M):
         body = re.sub(r"\s*->\s*[a-z_]+[ ]*$", "", m[2], flags=re.M)
@@ -151,9 +152,11 @@ def grammar_rules() -> dict[str, str]:
 
 
 def grammar_part(*names: str) -> list[str]:
+    """These rules, or all of them and the tokens."""
     rules = grammar_rules()
-    names = names or tuple(rules)
-    return ["```", *[re.sub(r"\n\s+\|", "\n  |", f"{n}: {rules[n].strip()}") for n in names], "```"]
+    tokens = [] if names else ["SEP: a newline or `;`, where a statement may end", *re.findall(r"^[A-Z]+(?:\.-?\d+)?: .+$", GRAMMAR.read_text(encoding="utf-8"), re.M)]
+    tokens = [re.sub(r"^([A-Z]+)\.-?\d+", r"\1", t) for t in tokens]
+    return ["```", *[re.sub(r"\n\s+\|", "\n  |", f"{n}: {rules[n].strip()}") for n in names or rules], *tokens, "```"]
 
 
 TOKENS = {"COMPARE": "== != < <= > >=", "SHIFT": "<< >>", "SUM": "+ -", "INVERT": "~", "PRODUCT": "* / // % @"}

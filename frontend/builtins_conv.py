@@ -12,6 +12,11 @@ from .builtins_reduce import mean_of, scale
 from .tensors import together
 from .values import Undecidable, describe, type_text
 
+# For the docs of the operations on n spatial dims.
+SIZES = {1: "L", 2: "H, W", 3: "D, H, W"}
+KERNELS = {1: "k", 2: "kh, kw", 3: "kd, kh, kw"}
+DIMS = {1: "dim", 2: "two dims", 3: "three dims"}
+
 
 def _spread(cx, v, n: int, arg: str) -> list:
     """One number for all spatial dims, or a list of n (or of one)."""
@@ -104,7 +109,7 @@ def _conv(n: int):
             y = b.transpose(y, [2, 0, 1, *range(3, 3 + n)])
         return _add_bias(cx, b.reshape(y, (*lead, co, *o)), bias, n)
 
-    run.__doc__ = f"torch.nn.functional.conv{n}d; padding may also be \"same\" or \"valid\"."
+    run.__doc__ = f"The convolution of x [B, in, {SIZES[n]}] with weights [out, in / groups, {KERNELS[n]}], as torch.nn.functional.conv{n}d; padding may also be \"same\" or \"valid\"."
     builtin(name)(run)
 
 
@@ -135,7 +140,7 @@ def _conv_transpose(n: int):
         y = padded(b, y, [(-p, q - p) for p, q in zip(pad, more)])
         return _add_bias(cx, b.reshape(y, (*lead, *y.type.shape[1:])), bias, n)
 
-    run.__doc__ = f"torch.nn.functional.conv_transpose{n}d: the transpose of conv{n}d; weights [in, out / groups, k ..]."
+    run.__doc__ = f"The transpose of conv{n}d with weights [in, out / groups, {KERNELS[n]}], as torch.nn.functional.conv_transpose{n}d."
     builtin(name)(run)
 
 
@@ -203,7 +208,7 @@ def _max_pool(n: int):
         at = windows(b, padded(b, b.reshape(b.iota((product(space),), 0, i64), space), pads, 0), size, st, di)
         return y, _positions_of_max(b, w, n, at)
 
-    run.__doc__ = f"torch.nn.functional.max_pool{n}d; the gradient goes to the first maximum of each window."
+    run.__doc__ = f"The largest of each window of the last {DIMS[n]}, as torch.nn.functional.max_pool{n}d; the gradient goes to the first maximum of a window."
     builtin(name)(run)
 
 
@@ -235,7 +240,7 @@ def _avg_pool(n: int):
         d = b.constant(each, TensorType(y.type.dtype, tuple(out)))
         return b.div(y, b.broadcast(d, y.type.shape))
 
-    run.__doc__ = f"torch.nn.functional.avg_pool{n}d."
+    run.__doc__ = f"The mean of each window of the last {DIMS[n]}, as torch.nn.functional.avg_pool{n}d."
     builtin(name)(run)
 
 
@@ -284,7 +289,7 @@ def _adaptive_avg(n: int):
             x = b.transpose(y, [*range(d), y.type.rank - 1, *range(d, y.type.rank - 1)])
         return x
 
-    run.__doc__ = f"torch.nn.functional.adaptive_avg_pool{n}d; none keeps a size."
+    run.__doc__ = f"Means of windows such that the last {DIMS[n]} get{'s' if n == 1 else ''} this size, as torch.nn.functional.adaptive_avg_pool{n}d; none keeps a size."
     builtin(name)(run)
 
 
@@ -320,7 +325,7 @@ def _adaptive_max(n: int):
         space = x.type.shape[lead:]
         return y, _positions_of_max(b, w, n, cut_up(b.reshape(b.iota((product(space),), 0, i64), space), 0))
 
-    run.__doc__ = f"torch.nn.functional.adaptive_max_pool{n}d; none keeps a size."
+    run.__doc__ = f"The largest of windows such that the last {DIMS[n]} get{'s' if n == 1 else ''} this size, as torch.nn.functional.adaptive_max_pool{n}d; none keeps a size."
     builtin(name)(run)
 
 

@@ -8,9 +8,12 @@ from pathlib import Path
 import engram as eg
 import numpy as np
 import pytest
+from engram.cli import main
 from engram.cli.check import check_file
+from engram.compiler.ir import DTYPES
 from engram.docs import PAGES
 from engram.frontend import ast as A
+from engram.frontend.builtin_examples import INPUTS
 from engram.reference import (
     FRONTEND,
     LANGUAGE,
@@ -32,6 +35,7 @@ from engram.train import Trainer, split
 BLOCKS = [m[1] for m in re.finditer(r"^```nn\n(.*?)^```$", LANGUAGE.read_text(encoding="utf-8"), re.S | re.M)]
 CALL = re.compile(r"^# (\w+)(\(.*\)) -> (.*)$", re.M)
 TRAINED = re.compile(r"^# (\w+): (\w+) -> (.*)$", re.M)
+PRINTED = re.compile(r"^# (\w+) prints: (.*)$", re.M)
 ERROR = re.compile(r"^# error: (.*)$", re.M)
 
 
@@ -99,7 +103,7 @@ def call_of(text: str, name: str, args: str):
 
 
 @pytest.mark.parametrize("k", range(len(BLOCKS)), ids=[re.sub(r"\W+", " ", b)[:24].strip() for b in BLOCKS])
-def test_block(k, tmp_path):
+def test_block(k, tmp_path, capsys):
     text = BLOCKS[k]
     (tmp_path / "block.nn").write_text(text)
     found, _ = check_file(str(tmp_path / "block.nn"), {})
@@ -116,6 +120,19 @@ def test_block(k, tmp_path):
         train, held = split(plan.dataset.n, plan.settings["holdout"], 0)
         got = Trainer(plan).run(plan.dataset.fields, train, held if len(held) else train).final[measure]
         assert got == pytest.approx(float(value)), f"{name}: {measure} is {got}"
+    for name, line in PRINTED.findall(text):
+        assert main(["run", str(tmp_path / "block.nn"), name, "--out", str(tmp_path / "out")]) == 0
+        assert line in capsys.readouterr().out.splitlines()
+
+
+def test_inputs_of_the_operations_page_and_the_dtypes_are_right():
+    page = (LANGUAGE.parent / "builtins.md").read_text(encoding="utf-8")
+    lets = re.search(r"^```nn\n((?:let .*\n)+)```$", page, re.M)[1]
+    names = re.findall(r"^let (\w+)", lets, re.M)
+    got = eg.compile(f"fn inputs() {{\n{lets}({', '.join(names)})\n}}\n").inputs()
+    assert names == list(INPUTS) and same(got, tuple(parse_value(v) for v in INPUTS.values()))
+    listed = re.search(r"Dtypes are `([\w ]+)`", LANGUAGE.read_text(encoding="utf-8"))[1].split()
+    assert listed == list(DTYPES)
 
 
 def test_every_section_has_an_example_and_functions_are_run():
