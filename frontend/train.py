@@ -93,8 +93,13 @@ def elaborate_train(program: Program, name: str | None = None, overrides: dict |
     `load_dataset(name, ...)` gives an object with `fields` (name -> array) and `n`; `loaders` make what else a block reads from files
     and hands to its data set (`bpe`)."""
     block = find_block(program, name)
-    with deep_recursion():
-        return _Builder(program, block, overrides or {}, load_dataset, loaders or {}).plan()
+    builder = _Builder(program, block, overrides or {}, load_dataset, loaders or {})
+    try:
+        with deep_recursion():
+            return builder.plan()
+    except Poisoned:                                           # what is wrong has been recorded
+        builder.el.finish()
+        raise
 
 
 def find_block(program: Program, name: str | None) -> A.Train:
