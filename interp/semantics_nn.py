@@ -101,7 +101,7 @@ def _max_first(ev, op, xs):
     for row in rows(xs[0], [len(xs[0].shape) - 1]):
         top = row[0]
         for v in row[1:]:
-            if v > top:
+            if v > top or v == 0 == top and math.copysign(1, v) > math.copysign(1, top):          # +0 is larger than -0
                 top = v
         best.append(next((v for v in row if v != v), top))
     return [ev.round(best, xs[0].dtype)]

@@ -107,7 +107,7 @@ class Values:
 
     def any_dim(self) -> int:
         k = self.int(0, 99)
-        return 1 + k % 6 if k < 80 else 0 if k < 82 else self.int(7, 19) if k < 91 else self.int(20, 70)
+        return 1 + k % 6 if k < 80 else 0 if k < 86 else self.int(7, 19) if k < 91 else self.int(20, 70)
 
     def shape(self, most: int = 4) -> tuple[int, ...]:
         out, n = [], 1
