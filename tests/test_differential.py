@@ -22,7 +22,7 @@ from engram.compiler.pass_manager import run
 from engram.compiler.pipelines import PIPELINES, learning
 from engram.interp.interpreter import Interpreter
 from generate import ANY, SMOOTH, WILD, Generated, Maker, Options, Scope, modules, program
-from hypothesis import HealthCheck, assume, currently_in_test_context, given, note, settings
+from hypothesis import HealthCheck, Phase, assume, currently_in_test_context, given, note, settings
 from hypothesis import strategies as st
 from tolerance import agree, tolerances
 
@@ -30,9 +30,10 @@ NIGHTLY = os.environ.get("ENGRAM_NIGHTLY") == "1"
 NO_SEMANTICS = ("autodiff.gradient", "autodiff.vmap")
 
 
-def examples(n: int):
-    """n programs, the same in every run; nightly 20 times as many, new ones each time."""
-    return settings(max_examples=20 * n if NIGHTLY else n, derandomize=not NIGHTLY, deadline=None, database=None, print_blob=True,
+def examples(n: int, shrink: bool = True):
+    """n programs, the same in every run; nightly 20 times as many, new ones each time. `shrink`: where running one is quick."""
+    phases = [Phase.explicit, Phase.generate] + [Phase.shrink] * (shrink or NIGHTLY)
+    return settings(phases=phases, max_examples=20 * n if NIGHTLY else n, derandomize=not NIGHTLY, deadline=None, database=None, print_blob=True,
                     suppress_health_check=list(HealthCheck))
 
 
@@ -86,7 +87,7 @@ def test_backends_agree_with_the_definition(name):
     if why := backend_missing(name):
         pytest.skip(why)
 
-    @examples(100)
+    @examples(100, shrink=name == "cpu")                   # (minutes on a device whose compiler takes its time)
     @given(ANY)
     def check(g):
         on_backend(g, name, Reference.of(g))
