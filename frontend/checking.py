@@ -177,7 +177,7 @@ def _size_parameters(cls: LayerClass, visiting: tuple = ()) -> set[str]:
         for name, arg in [*zip(params, node.positional), *((k, a.value) for k, a in node.keywords.items())]:
             if name in inner:
                 handed.append(arg)
-    names |= {n.id for x in handed for n in A.walk(x) if isinstance(n, A.Name)}
+    names |= _numbers_in(handed)
     for item in reversed(decl.items):                          # `let k = d // h`: where k is a size, d and h are
         if isinstance(item, A.Let) and isinstance(item.pattern, A.NamePattern) and item.pattern.name in names:
             names |= {n.id for n in A.walk(item.value) if isinstance(n, A.Name)}
@@ -186,8 +186,14 @@ def _size_parameters(cls: LayerClass, visiting: tuple = ()) -> set[str]:
 
 def _sizes_in(nodes: list) -> set[str]:
     """The names that stand in sizes of tensor types."""
-    return {n.id for top in nodes if top is not None for node in A.walk(top) if isinstance(node, A.TensorType)
-            for d in node.dims or [] for n in A.walk(d) if isinstance(n, A.Name)}
+    return _numbers_in([d for top in nodes if top is not None for node in A.walk(top) if isinstance(node, A.TensorType) for d in node.dims or []])
+
+
+def _numbers_in(nodes: list[A.Node]) -> set[str]:
+    """The names in expressions of sizes; not `widths` of `widths[0]`, which is a list."""
+    parts = [n for x in nodes for n in A.walk(x)]
+    lists = {n.value.id for n in parts if isinstance(n, A.Index) and isinstance(n.value, A.Name)}
+    return {n.id for n in parts if isinstance(n, A.Name)} - lists
 
 
 def check_layer_class(cls: LayerClass, problems: Diagnostics, observer: Callable | None = None) -> None:
