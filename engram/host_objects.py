@@ -32,6 +32,8 @@ class HostFunction:
             for d in e.diagnostics:
                 d.span = d.span or span
             raise
+        except BrokenPipeError:                                # `engram run .. | head`
+            raise
         except (ValueError, TypeError, OSError) as e:
             raise error(span, f"{self.name}: {e}") from None
 

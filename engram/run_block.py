@@ -286,18 +286,21 @@ class RunBlock:
             if c is False:
                 break
             values = self._body(node, inner, values)
-            if c is None:
+            if self.checking:                                  # one round shows it all
                 break
         return _outcome(values)
 
     def _scan(self, node: A.Scan, env: dict) -> Any:
         if isinstance(node.iterable, A.Range):
             bounds = [self.value(x, env) for x in (node.iterable.start, node.iterable.stop)]
-            items = [Abstract(_INDEX)] if any(isinstance(b, Abstract) for b in bounds) else \
-                (np.array(k, np.int64) for k in range(*(int(H.numpy(b)) for b in bounds)))
+            items: Any = [Abstract(_INDEX)] if any(isinstance(b, Abstract) for b in bounds) else \
+                _Indices(range(*(int(H.numpy(b)) for b in bounds)))
         else:
             items = self._items(self.value(node.iterable, env), node.iterable.span)
         values, ys = self._carries(node, env), []
+        rounds = len(items)
+        if self.checking and not isinstance(items, list):      # one round shows it all
+            items = [Abstract(_INDEX)] if rounds else []
         for x in items:
             inner = dict(env)
             self._bind(node.pattern, x, inner)
@@ -311,19 +314,27 @@ class RunBlock:
                 self._yields = outer
         if not ys:
             return _outcome(values) if node.carries else UNIT
-        if isinstance(ys[0], Abstract):
-            t = ys[0].type
-            stacked: Any = Abstract(t.with_shape((len(ys), *t.shape)))
-        else:
-            stacked = np.stack([H.numpy(_strong(y)) for y in ys])
+        stacked = self._stack([_strong(y) for y in ys], rounds, node.span)
         finals = [v for c, v in zip(node.carries, values) if c.final]
         return (stacked, _outcome(finals)) if finals else stacked
 
-    def _items(self, v: Any, span) -> list:
+    def _stack(self, ys: list, rounds: int, span) -> Any:
+        """What the rounds of a loop yielded, as one array; tuples part by part."""
+        if isinstance(ys[0], tuple | list):
+            return type(ys[0])(self._stack([_strong(v) for v in column], rounds, span) for column in zip(*ys))
+        types = {_type_of(y) for y in ys}
+        if None in types or len(types) > 1:
+            raise error(span, "only arrays of one type can be yielded")
+        if self.checking:
+            t = types.pop()
+            return Abstract(t.with_shape((rounds, *t.shape)))
+        return np.stack([H.numpy(y) for y in ys])
+
+    def _items(self, v: Any, span) -> Any:
         if isinstance(v, Reversed):
-            return list(self._items(v.of, span))[::-1]
+            return self._items(v.of, span)[::-1]
         if isinstance(v, RangeValue):
-            return [np.array(k, np.int64) for k in range(v.start, v.stop)]
+            return _Indices(range(v.start, v.stop))
         if isinstance(v, list):
             return v
         if isinstance(v, tuple):
@@ -545,6 +556,22 @@ class RunBlock:
                 self._cells.pop(slot, None)
                 self._placed.discard(slot)
         return UNIT
+
+
+class _Indices:
+    """The indices of a range as arrays, which is what they are in compiled loops."""
+
+    def __init__(self, of: range):
+        self.of = of
+
+    def __len__(self) -> int:
+        return len(self.of)
+
+    def __iter__(self):
+        return (np.array(k, np.int64) for k in self.of)
+
+    def __getitem__(self, part: slice) -> _Indices:
+        return _Indices(self.of[part])
 
 
 # ---- values -----------------------------------------------------------------------------------------------------------

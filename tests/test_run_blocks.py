@@ -60,6 +60,7 @@ def fails(body: str, message: str) -> None:
     ('let x = sum(ones(3))\nif x > 3 { print("a") } else if x == 3 { print("b") } else { print("c") }', "b\n"),
     ("let x = while i < 3 with i = 0 { print(i, end = \" \"); i + 1 }\nprint(x)", "0 1 2 3\n"),
     ("let ys = scan t in 1..4 with final c = 0 { print(t, end = \",\"); yield c; c + t }\nprint(ys)", "1,2,3,([0, 1, 3], 6)\n"),
+    ("let a, b = scan t in 0..3 { print(t, end = \"\"); yield (t, ones(1) * t) }\nprint(a, b.shape)", "012[0, 1, 2] (3, 1)\n"),
     ("scan r in eye(2) { print(r) }\nscan n in [2, 3] { print(zeros(n)) }\nscan k in reversed(0..2) { print(k) }", "[1., 0.]\n[0., 1.]\n[0., 0.]\n[0., 0., 0.]\n1\n0\n"),
     ("let k = 2\nlet f = fn (x) { sum(x ** k) }\nprint(f(ones(3)), grad(f)(ones(2)))", "3.0 [2., 2.]\n"),
     ('"x" |> print\nprint("a" + "b")', "x\nab\n"),
@@ -201,6 +202,10 @@ def test_check_computes_nothing(capsys):
   let x = while model.n < 3 with x = ones(4, 2) { print(x); model(x); x + 1 }
   if sum(x) > 3 { print("a") } else { print("b") }
   assert sum(x) < 0, "not known when checking"
+  while true { print("for ever") }
+  let ys = scan t in 0..1000000000 { print(t); yield ones(2) * t }
+  let z: f32[1000000000, 2] = ys
+  scan t in 0..1000000000 { print(t); yield (1, t) } |> print
   print(model.last, x @ ones(3, 2))
 }
 '''
@@ -279,3 +284,23 @@ def test_gpt2_story(tmp_path, capsys):
         assert main(["run", str(tmp_path / "g.nn"), "story", "--set", f"data={DATA / 'gpt2'}", "--set", "tokens=12", "--seed", str(seed)]) == 0
         outs.append(capsys.readouterr().out)
     assert outs[0] != outs[1] and outs[0].startswith("Once upon a time") and len(outs[0]) > 20
+
+
+def test_gpt2_files_of_hugging_face():
+    """Their names, with or without `transformer.`, with the causal masks and the tied head that such files hold."""
+    from engram.frontend import instantiate
+    from engram.weights import fit
+    model = instantiate(load_program(str(ROOT / "tests" / "programs" / "gpt2.nn")), "GPT2", (11, 8, 4, 2, 2))
+    d = 4
+    shapes = {"wte.weight": (11, d), "wpe.weight": (8, d), "ln_f.weight": (d,), "ln_f.bias": (d,)}
+    for k in range(2):
+        shapes |= {f"h.{k}.{n}": s for n, s in {
+            "ln_1.weight": (d,), "ln_1.bias": (d,), "ln_2.weight": (d,), "ln_2.bias": (d,), "attn.bias": (1, 1, 8, 8), "attn.c_attn.weight": (d, 3 * d),
+            "attn.c_attn.bias": (3 * d,), "attn.c_proj.weight": (d, d), "attn.c_proj.bias": (d,), "mlp.c_fc.weight": (d, 4 * d),
+            "mlp.c_fc.bias": (4 * d,), "mlp.c_proj.weight": (4 * d, d), "mlp.c_proj.bias": (d,)}.items()}
+    rng = np.random.default_rng(0)
+    arrays = {n: rng.normal(size=s).astype(np.float32) for n, s in shapes.items()}
+    plain = fit(model, arrays, "a file")
+    assert np.array_equal(plain["blocks.1.attn.proj.w"], arrays["h.1.attn.c_proj.weight"]) and len(plain) == len(shapes) - 2
+    prefixed = fit(model, {**{f"transformer.{n}": a for n, a in arrays.items()}, "lm_head.weight": arrays["wte.weight"]}, "a file")
+    assert all(np.array_equal(prefixed[n], plain[n]) for n in plain)
