@@ -37,6 +37,14 @@ def examples(n: int, shrink: bool = True):
                     suppress_health_check=list(HealthCheck))
 
 
+@pytest.fixture(scope="module", autouse=True)
+def own_cache(tmp_path_factory):
+    """Thousands of programs are no use to anybody's cache."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("ENGRAM_CACHE_DIR", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
 def backend_missing(name: str) -> str | None:
     """Why a backend cannot run here; None when it must. A backend whose code is there but broken is no reason to skip."""
     if importlib.util.find_spec(f"engram.codegen.{name}.program") is None:
