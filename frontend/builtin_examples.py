@@ -189,6 +189,7 @@ grad(fn (v, w) { sum(v * w) }, wrt = "w")(x, y) -> [-1.5, 0.0, 2.0]
 value_and_grad(fn (v) { sum(v ** 2) })(x) -> (6.25, [-3.0, 0.0, 4.0])
 vjp(fn (v) { v ** 2 }, x)[1](y) -> [-1.5, 0.0, -4.0]
 jvp(fn (v) { v ** 2 }, x, y) -> ([2.25, 0.0, 4.0], [-1.5, 0.0, -4.0])
+checkpoint | grad(fn (v) { sum(checkpoint(fn (t) { tanh(t) * t })(v)) })(tensor([0.0])) -> [0.0]
 custom_grad | grad(fn (v) { sum(custom_grad(round, fn (v, out, g) { g })(v)) })(x) -> [1.0, 1.0, 1.0]
 stop_gradient | grad(fn (v) { sum(stop_gradient(v) * v) })(x) -> [-1.5, 0.0, 2.0]
 vmap(fn (row) { row / sum(row) })(m) -> [[0.1667, 0.3333, 0.5], [0.2667, 0.3333, 0.4]]

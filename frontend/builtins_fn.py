@@ -3,7 +3,7 @@ from __future__ import annotations
 
 from ..compiler.ir import Value
 from .builtins import builtin
-from .derivatives import Custom, Grad, jvp, vjp
+from .derivatives import Checkpoint, Custom, Grad, jvp, vjp
 from .tensors import as_tensor, is_weak
 from .trees import flatten, unflatten
 from .values import LayerInstance, Tree, describe, is_callable
@@ -56,6 +56,12 @@ def jvp_(cx, f, x, v):
 def custom_grad(cx, forward, backward):
     """A function with a derivative of its own: backward(inputs ..., output, gradient) -> gradient(s)."""
     return Custom(_function(cx, forward, "forward"), _function(cx, backward, "backward"))
+
+
+@builtin()
+def checkpoint(cx, f):
+    """f, whose intermediate values are computed again for the derivative instead of being kept: memory for time."""
+    return Checkpoint(_function(cx, f))
 
 
 @builtin("stop_gradient", "detach")

@@ -351,6 +351,56 @@ class Custom(Transform):
         return unflatten(out_spec, op.results)
 
 
+class Checkpoint(Transform):
+    """`checkpoint(f)`: f, whose intermediate values are not kept for the derivative but computed again from its arguments
+    (gradient checkpointing: Chen et al. 2016, arXiv 1604.06174).  Inside a scan's body only the arguments of each step are kept."""
+
+    __slots__ = ("forward",)
+
+    def __init__(self, forward: object):
+        self.forward = forward
+
+    def captured(self) -> tuple:
+        return (self.forward,)
+
+    def call(self, el: Elaborator, args: CallArgs, span: Span) -> object:
+        if el.frame is None:
+            return call(el, self.forward, args, span)
+        if captures(self.forward) or isinstance(self.forward, LayerInstance) or getattr(self.forward, "owner", None) is not None:
+            el.fail(span, "the function of `checkpoint` uses values from outside", hint="pass them as arguments: checkpoint(fn (w, x) { .. })(w, x)")
+        values = list(args.pos)
+        if isinstance(self.forward, FnValue):
+            values = [v for _, v, _ in bind_params(el, "this function", self.forward.decl.params, args, span, None)]
+        b = el.b(span)
+        spec, leaves = flatten(tuple(as_tensor(b, v) if is_weak(v) else v for v in values))
+        forward, out_spec = separate(el, self.forward, spec, leaves, "forward", span)
+        backward = self._backward(el, forward, leaves, span)
+        op = el.b(span).op("autodiff.custom", leaves, {"forward": forward.name, "backward": backward.name,
+                                                       "result_types": list(forward.result_types)})
+        return unflatten(out_spec, op.results)
+
+    def _backward(self, el: Elaborator, forward: Func, leaves: list[Value], span: Span) -> Func:
+        """(xs, results, cotangents) -> adjoints of the float xs, from a forward pass of its own."""
+        key = ("checkpoint", forward.name)
+        found = el.memo.get(key)
+        if found is not None:
+            return found
+        frame = Frame("recompute", training=el.training, plain=True)
+        types = [*(v.type for v in leaves), *forward.result_types, *(t for t in forward.result_types if t.dtype.is_float)]
+        args = [Value(t, frame.block, f"x{i}") for i, t in enumerate(types)]
+        n, m = len(leaves), len(forward.result_types)
+        with el.in_frame(frame):
+            b = el.b(span)
+            again = b.op("func.call", args[:n], {"callee": forward.name, "result_types": list(forward.result_types)}).results
+            flows = list(zip([y for y in again if y.type.dtype.is_float], args[n + m:]))
+            xs = [x for x in args[:n] if x.type.dtype.is_float]
+            grads = b.op("autodiff.gradient", [*[y for y, _ in flows], *[g for _, g in flows], *xs],
+                         {"n_y": len(flows), "n_x": len(xs)}).results if flows and xs else []
+        # not inlined: beside the forward pass, equal ops would be merged and their values kept after all
+        el.memo[key] = made = make_func(el, frame, "recompute", args, list(grads), span, {"noinline": True})
+        return made
+
+
 def separate(el: Elaborator, f: object, spec: tuple, leaves: list[Value], name: str, span: Span) -> tuple[Func, tuple]:
     """A function value as an IR function of its own over tensors of these types, and the structure of its result."""
     key = ("separate", f if isinstance(f, FnValue | Transform | Builtin) else id(f), spec, tuple(v.type for v in leaves), el.training)
@@ -368,4 +418,4 @@ def separate(el: Elaborator, f: object, spec: tuple, leaves: list[Value], name: 
     return made
 
 
-__all__ = ["Grad", "vjp", "jvp", "Custom", "gradient", "push_forward"]
+__all__ = ["Grad", "vjp", "jvp", "Custom", "Checkpoint", "gradient", "push_forward"]

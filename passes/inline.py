@@ -38,6 +38,8 @@ class Inline:
         if op.name != "func.call":
             return None
         callee = module.funcs[op.attrs["callee"]]
+        if callee.attrs.get("noinline"):
+            return None
         once = calls[callee.name] == 1 and callee.name not in entries
         if not (self.all or once or _size(callee, self.small) <= self.small):
             return None
