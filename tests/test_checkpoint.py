@@ -1,8 +1,7 @@
 """checkpoint(f): the same values and gradients, less memory kept; recurrent layers of the library against their formulas."""
+import engram as eg
 import numpy as np
 import pytest
-
-import engram as eg
 from engram.compiler.driver import lower
 from engram.compiler.ir import TensorType, f64
 from engram.frontend import elaborate_grad, load
