@@ -26,7 +26,7 @@ def carried(body, op: Op, pos: int, n: int) -> list[Storage]:
         init, result = op.operands[i], op.results[i]
         place = None if result in body.wanted else body.reusable(init, op, i, pos)
         if place is None:
-            over = body.rep.get(init, init) if body.unused_by(init, op, (i,)) else None
+            over = body.shown(init) if body.unused_by(init, op, (i,)) else None
             place = body.destination(result, pos, op.loc, over)
             if body.env[init] != place:
                 body.written(body.env[init], place, op.loc)
@@ -128,7 +128,7 @@ def call(body, op: Op, pos: int) -> None:
         v, result = op.operands[a], op.results[r]
         place = None if result in body.wanted else body.reusable(v, op, a, pos)
         if place is None:
-            over = body.rep.get(v, v) if body.unused_by(v, op, (a,)) else None
+            over = body.shown(v) if body.unused_by(v, op, (a,)) else None
             place = body.destination(result, pos, op.loc, over)
             if body.env[v] != place:
                 body.written(body.env[v], place, op.loc)

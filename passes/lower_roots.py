@@ -98,7 +98,7 @@ def updated(body, op: Op, pos: int) -> Storage:
     x = op.operands[0]
     own = None if op.result in body.wanted else body.reusable(x, op, 0, pos)
     if own is None:
-        over = body.rep.get(x, x) if body.unused_by(x, op, (0,)) else None
+        over = body.shown(x) if body.unused_by(x, op, (0,)) else None
         own = body.destination(op.result, pos, op.loc, over)
         source = body.env[x]
         if source != own:

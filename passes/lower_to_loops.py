@@ -163,6 +163,15 @@ class Body:
             return place
         return None
 
+    def shown(self, v: Value) -> Value | None:
+        """The value whose memory v shows, when v shows all of it in order: only then v is already there when that memory is taken
+        over. (Of a transposed square matrix, written to its own memory, elements would be overwritten before they are read.)"""
+        root = self.rep.get(v, v)
+        if root is v:
+            return root
+        mine, its = self.env[v], self.env[root]
+        return root if isinstance(mine, Storage) and isinstance(its, Storage) and mine == self.as_type(its, v.type) else None
+
     def destination(self, v: Value, pos: int, loc: Loc | None, over: Value | None = None) -> Storage:
         """Memory for a new value: the first result place that is free, else a temporary. `over`: a block argument whose memory may
         be taken although the op reads it (it works in place)."""

@@ -26,6 +26,38 @@ PROGRAMS = {
       %q = tensor.reshape(%z) {shape = []} : f32[]
       func.return(%p, %q)
     }""",
+    # a transposed argument was copied to its own memory, which is donated: elements were overwritten before they were read
+    "transpose of a donated argument carried": """func @main(%x: f32[6,6]) -> (f32[6,6]) attributes {donate = [[0, 0]]} {
+      %t = tensor.transpose(%x) {perm = [1, 0]} : f32[6,6]
+      %y = scf.scan(%t) {length = 3, n_carry = 1, reverse = false} ({
+      ^(%i: i64[], %c: f32[6,6]):
+        %s, %o = tensor.sort(%c) {dim = 0, descending = true} : f32[6,6], i64[6,6]
+        scf.yield(%s)
+      }) : f32[6,6]
+      func.return(%y)
+    }""",
+    "transpose of a donated argument updated": """func @main(%x: f32[6,6], %u: f32[2,6], %i: i64[]) -> (f32[6,6]) attributes {donate = [[0, 0]]} {
+      %t = tensor.transpose(%x) {perm = [1, 0]} : f32[6,6]
+      %y = tensor.dynamic_update_slice(%t, %u, %i, %i) : f32[6,6]
+      func.return(%y)
+    }""",
+    "transpose of a donated argument in a while loop": """func @main(%x: f32[6,6]) -> (f32[6,6]) attributes {donate = [[0, 0]]} {
+      %t = tensor.transpose(%x) {perm = [1, 0]} : f32[6,6]
+      %z = tensor.constant() {value = 0, type = i64[]} : i64[]
+      %k, %y = scf.while(%z, %t) ({
+      ^(%i: i64[], %c: f32[6,6]):
+        %n = tensor.constant() {value = 3, type = i64[]} : i64[]
+        %go = tensor.compare(%i, %n) {predicate = "lt"} : bool[]
+        scf.yield(%go)
+      }, {
+      ^(%i: i64[], %c: f32[6,6]):
+        %one = tensor.constant() {value = 1, type = i64[]} : i64[]
+        %j = tensor.add(%i, %one) : i64[]
+        %d = tensor.cumsum(%c) {dim = 0, reverse = false} : f32[6,6]
+        scf.yield(%j, %d)
+      }) : i64[], f32[6,6]
+      func.return(%y)
+    }""",
     # a kernel that touches no memory has no arguments, which no OpenCL runtime takes
     "nothing to write": """func @main(%x: f32[0,2,2], %u: f32[0,1,2], %i: i64[]) -> (f32[0,2,2], i64[]) {
       %y = tensor.dynamic_update_slice(%x, %u, %i, %i, %i) : f32[0,2,2]
@@ -51,6 +83,6 @@ def test_program(name, backend):
     verify(m)
     args = [np.zeros_like(a) if a.dtype == np.int64 else a for a in random_arguments(m, "main")]
     want = Interpreter(m).call("main", args)
-    p = Interpreter(lower(m, "loop")) if backend == "interp" else build(m, backend)
+    p = Interpreter(lower(m, "loop"), arena=True, check_races=True) if backend == "interp" else build(m, backend)
     got = [np.asarray(p.to_host(r)) for r in p.call("main", [a.copy() for a in args])]
     agree(got, want, tolerances(m, "main", args, want), ["zeros" in name] * len(want), name)
