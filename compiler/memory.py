@@ -1,6 +1,7 @@
 """Whether a compiled module fits the memory of this machine: told before any is taken, at the user's line.
 
 Counts what the loop stage has fixed: a function's arguments, results and its arena of intermediates.  What is fused away takes nothing.
+Before that stage (the interpreter's modules) only single values can be judged.
 """
 from __future__ import annotations
 
@@ -34,6 +35,11 @@ def check_memory(module: Module, limit: int | None = None) -> None:
         f = module.funcs.get(name)
         if f is not None and needs(f) > limit:
             raise _too_large(module, f, limit)
+        if f is not None and "n_outputs" not in f.attrs:           # the interpreter's: nothing is planned, every value is made
+            for op in f.walk():
+                for r in op.results:
+                    if _bytes(r.type) > limit:
+                        raise _too_large(module, f, limit, (_bytes(r.type), r.type, None, op.loc))
 
 
 def needs(f: Func) -> int:
@@ -49,7 +55,7 @@ def _bytes(t) -> int:
     return t.numel * t.dtype.bytes if isinstance(t, TensorType) else 0
 
 
-def _too_large(module: Module, f: Func, limit: int) -> CompileError:
+def _too_large(module: Module, f: Func, limit: int, one: tuple | None = None) -> CompileError:
     n = f.attrs.get("n_inputs", len(f.args))
     tensors = [(_bytes(a.type), a.type, f"argument `{a.name}`" if i < n else "a result", f.loc) for i, a in enumerate(f.args)]
     todo, seen = [f], set()
@@ -64,9 +70,9 @@ def _too_large(module: Module, f: Func, limit: int) -> CompileError:
             callee = module.funcs.get(op.attrs.get("callee"))
             if callee is not None:
                 todo.append(callee)
-    size, t, role, loc = max(tensors, key=lambda x: x[0])
+    size, t, role, loc = one or max(tensors, key=lambda x: x[0])
     what = f"{t.dtype}[{', '.join(map(str, t.shape))}]"
-    return error(_span(loc), f"`{f.name}` needs {human(needs(f))} of memory; this machine has {human(limit)}",
+    return error(_span(loc), f"`{f.name}` needs {human(max(needs(f), size))} of memory; this machine has {human(limit)}",
                  hint=f"the largest tensor is {role or 'an intermediate'}, {what}: {human(size)}")
 
 

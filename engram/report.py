@@ -28,6 +28,17 @@ def _finite(v):
     return [_finite(x) for x in v] if isinstance(v, list) else v
 
 
+def prepare(folder: Path) -> None:
+    """Make the folder, and an OSError now, rather than after the training, where nothing can be written into it."""
+    import tempfile
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as e:
+        raise OSError(e.errno, e.strerror, str(folder)) from None
+
+
 def write_results(folder: Path, content: dict[str, Any], weights: dict, metadata: dict[str, str] | None = None) -> list[Path]:
     """Write the files and return their paths; curve.png only where matplotlib is installed."""
     folder.mkdir(parents=True, exist_ok=True)

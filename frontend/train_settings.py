@@ -205,7 +205,7 @@ def _checked(name: str, v: object, span: Span) -> object:
         "batch": (whole and v >= 1, "a positive number of samples"),
         "epochs": (whole and v >= 1, "a positive whole number"),
         "holdout": (v is None or whole and v >= 0 or number and 0 <= v < 1, "a share from 0.0 to below 1.0, or a number of samples"),
-        "seed": (whole, "a whole number"),
+        "seed": (whole and v >= 0, "a whole number from 0"),
         "limit": (v is None or whole and v >= 1, "a positive number of samples"),
         "accumulate": (whole and v >= 1, "a positive number of batches"),
         "clip_norm": (v is None or number and v > 0, "a positive number"),

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 
 OK, WRONG, USAGE, BUG, INTERRUPTED = 0, 1, 2, 70, 130
 BACKENDS = ("interp", "cpu", "opencl")
+MAX_THREADS = 1024
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -95,7 +96,7 @@ def parser() -> argparse.ArgumentParser:
     c.add_argument("--dims", metavar="B=32,T=8", default="", help="values of named dimensions (default: 3)")
     c.add_argument("--seed", type=int, default=0, metavar="S", help="of the random arguments")
     c.add_argument("--backends", default=",".join(BACKENDS), metavar="A,B", help="the first one is the reference (default: %(default)s)")
-    c.add_argument("--threads", type=_positive, metavar="N", help="cpu threads")
+    c.add_argument("--threads", type=_threads, metavar="N", help="cpu threads")
     _settings(c)
 
     c = command("bench", "time the headline workloads on this machine")
@@ -108,7 +109,7 @@ def parser() -> argparse.ArgumentParser:
 
 def _machine(p: argparse.ArgumentParser) -> None:
     p.add_argument("--backend", choices=BACKENDS, default="cpu", help="where to run (default: %(default)s)")
-    p.add_argument("--threads", type=_positive, metavar="N", help="cpu threads (default: all cores)")
+    p.add_argument("--threads", type=_threads, metavar="N", help="cpu threads (default: all cores)")
 
 
 def _settings(p: argparse.ArgumentParser) -> None:
@@ -125,7 +126,14 @@ def _debugging(p: argparse.ArgumentParser) -> None:
     g.add_argument("--time-passes", action="store_true", default=missing, help="print the time each pass took")
 
 
+def _threads(text: str) -> int:
+    n = _positive(text)
+    if n > MAX_THREADS:
+        raise argparse.ArgumentTypeError(f"more than {MAX_THREADS} threads, got {n}")
+    return n
+
+
 def _positive(text: str) -> int:
-    if not text.isdigit() or int(text) < 1:
+    if not (text.isascii() and text.isdigit()) or len(text) > 9 or int(text) < 1:
         raise argparse.ArgumentTypeError(f"expected a positive number, got {text!r}")
     return int(text)

@@ -13,6 +13,8 @@ def diff_command(args) -> int:
     """A line per function and backend; 1 when results differ by more than the reference's own rounding explains."""
     from ..compiler import ops  # noqa: F401  (registers the op table)
     backends = [b for b in args.backends.replace(" ", "").split(",") if b]
+    if not backends:
+        raise UserError("--backends names none")
     for b in backends:
         if b not in ("interp", "cpu", "opencl"):
             raise UserError(f"unknown backend {b!r}")

@@ -24,12 +24,12 @@ def read_ir(path: str):
     from ..compiler import ops  # noqa: F401  (registers the op table)
     from ..compiler.ir.parser import IrSyntaxError, parse_module
     from ..compiler.ir.verifier import VerificationError, verify
-    if path == "-":
-        text = sys.stdin.read()
-    else:
-        with open(path, encoding="utf-8") as f:
-            text = f.read()
     try:
+        if path == "-":
+            text = sys.stdin.read()
+        else:
+            with open(path, encoding="utf-8") as f:
+                text = f.read()
         module = parse_module(text)
         try:
             verify(module, "reading the file")
@@ -38,6 +38,8 @@ def read_ir(path: str):
             raise
     except (IrSyntaxError, VerificationError, UnicodeDecodeError) as e:
         raise UserError(f"{path}: {e}") from None
+    except (ValueError, TypeError, KeyError, IndexError, AttributeError) as e:            # attributes of the wrong kind
+        raise UserError(f"{path}: malformed IR: {type(e).__name__}: {e}") from None
     return module
 
 

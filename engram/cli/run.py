@@ -57,13 +57,14 @@ def train(program, name: str, overrides: dict, args) -> int:
         trainer.set_values(weights, source=args.weights)
     if not args.quiet:
         print(_headline(name, plan, args.backend, trainer.threads, len(learn), len(held), seed), flush=True)
+    out = Path(args.out) if args.out else Path("out") / name
+    report.prepare(out)
     listener = listener_for(quiet=args.quiet)
     result = trainer.run(data.fields, learn, held, order=getattr(data, "order", "shuffled"), listener=listener)
 
     where = f"on {len(held):,} held-out samples" if len(held) else "on the data it learned from (nothing was held out)"
     numbers = "  ".join(f"{k} {v:.4f}" for k, v in sorted(result.final.items(), key=lambda kv: kv[0] != "loss"))
     print(f"final  {numbers}  {where}  in {result.seconds:.2f} s" if numbers else f"done in {result.seconds:.2f} s")
-    out = Path(args.out) if args.out else Path("out") / name
     content = report.metrics(name, args.backend, trainer.threads, seed, result,
                              {"learned_from": len(learn), "held_out": len(held)})
     files = report.write_results(out, content, trainer.values(), {"program": Path(program.file).name, "train": name})
