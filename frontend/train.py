@@ -307,7 +307,9 @@ class _Builder:
                     values.append(p.init(key, p.path.removeprefix(single)))
                     self.training.made[p.cell] = frame.cells[p.cell] = values[-1]      # later ones may begin with it
                     if frame.arg_cells:
-                        el.fail(p.span, f"`{p.path}` begins with `{next(iter(frame.arg_cells)).name}`, which has no value yet",
+                        missing = next(iter(frame.arg_cells))
+                        frame.arg_cells.clear()
+                        el.fail(p.span, f"`{p.path}` begins with `{missing.name}`, which has no value yet",
                                 hint="states begin in the order in which they are declared")
                 except CompileError as e:
                     el.diags.extend(e)

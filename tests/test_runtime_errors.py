@@ -2,10 +2,9 @@
 words on every backend; what memory cannot hold is refused before."""
 from __future__ import annotations
 
+import engram as eg
 import numpy as np
 import pytest
-
-import engram as eg
 from engram.compiler.diagnostics import CompileError, RuntimeError_
 from engram.compiler.driver import lower
 from engram.compiler.memory import check_memory, human
