@@ -119,7 +119,8 @@ def _plain(value, dtype: DType):
     if dtype.is_bool:
         return bool(value)
     if dtype.is_float:
-        return float(np.asarray(float(value)).astype(dtype.numpy)) if dtype.bits < 64 else float(value)
+        with np.errstate(over="ignore"):                       # beyond the dtype is infinity, as in arithmetic
+            return float(np.asarray(float(value)).astype(dtype.numpy)) if dtype.bits < 64 else float(value)
     v = int(value)
     if not dtype.min <= v <= dtype.max:
         raise TypeMismatch(f"{v} does not fit {dtype}")
