@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-
 from engram.cli import main
 
 CHEATS = sorted((Path(__file__).parent / "wrong").glob("cheat_*.nn"))

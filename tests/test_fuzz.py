@@ -10,16 +10,15 @@ import random
 import resource
 
 import pytest
+from engram.compiler.diagnostics import CompileError
+from engram.frontend import lalr
+from engram.frontend.format import format_source
+from engram.frontend.parse import parse
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.lark import from_lark
 from lark import Lark
 from mutate import NAMES, NIGHTLY, NUMBERS, TEXTS, attempt, mutant, splice, tokens
-
-from engram.compiler.diagnostics import CompileError
-from engram.frontend import lalr
-from engram.frontend.format import format_source
-from engram.frontend.parse import parse
 
 SECONDS = 20.0                   # for one text: hundreds of times what it takes, so that a busy machine does not fail the test
 

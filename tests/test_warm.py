@@ -1,6 +1,5 @@
 """The outer cache: an equal module compiled before runs no pass, and gives the same bits."""
 import numpy as np
-
 from engram.compiler import driver, ops  # noqa: F401
 from engram.compiler.ir import Func, Module, TensorType, f32
 from engram.compiler.ir.builder import Builder
