@@ -229,7 +229,7 @@ class Maker(Steps):
             taken = set()
             for r, v in enumerate(out):
                 a = next((i for i, t in enumerate(types) if t == v.type and i not in taken), None)
-                if a is not None and self.chance(50):
+                if a is not None and self.chance(75):
                     taken.add(a)
                     f.attrs.setdefault("donate", []).append([a, r])
         self.module.add(f)

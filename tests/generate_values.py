@@ -79,6 +79,7 @@ class Values:
         self.helpers: dict[str, list[Info]] = {}           # function -> infos of its results
         self.line = 0
         self.common = [self.any_dim() or 2, self.int(2, 6), self.int(2, 6), self.int(9, 24)]
+        self.common.append(self.common[1])               # square ones too
         self.rng = np.random.default_rng(self.int(0, 2**20))
 
     # ---- choices ----
