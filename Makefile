@@ -17,7 +17,7 @@ test-quick:      ## run the tests that take less than a second each
 	$(PYTHON) -m pytest -m "not slow" -x
 
 nightly:         ## the tests on generated programs with 20 times as many, new ones each time
-	ENGRAM_NIGHTLY=1 $(PYTHON) -m pytest tests/test_differential.py tests/test_differential_ops.py tests/test_fuzz.py
+	ENGRAM_NIGHTLY=1 $(PYTHON) -m pytest tests/test_differential.py tests/test_differential_ops.py tests/test_fuzz.py tests/test_parity.py
 
 lint:            ## check the style
 	$(PYTHON) -m ruff check .
