@@ -86,6 +86,12 @@ class CompiledProgram:
         """Called with the function's arguments and `tangent=` (one, or a tuple for a list `wrt`): (value, its derivative along it)."""
         return self._derivative(name, "jvp", wrt)
 
+    def vmap(self, name: str, in_dims: int | Sequence[int | None] = 0, out_dims: int = 0) -> Function:
+        """The function for every index along a dim of its arguments: `in_dims` is one dim for all arrays, or one per parameter (None: not
+        mapped); the results are stacked along `out_dims`."""
+        dims = ("all", in_dims) if isinstance(in_dims, int) else ("each", *in_dims)
+        return self._function(name, kind="vmap", wrt=(*dims, out_dims))
+
     def _derivative(self, name: str, kind: str, wrt) -> Function:
         f = self._function(name)
         names = [p.name for p in f.decl.params]
@@ -112,7 +118,8 @@ class Function:
         self._cache: dict[tuple, tuple[Any, Any]] = {}
 
     def __repr__(self) -> str:
-        what = self.name if self.kind == "value" else f"{self.kind} of {self.name} with respect to {', '.join(self.wrt[1:])}"
+        what = self.name if self.kind == "value" else f"vmap of {self.name}" if self.kind == "vmap" else \
+            f"{self.kind} of {self.name} with respect to {', '.join(self.wrt[1:])}"
         return f"<engram function {what}({', '.join(p.name for p in self.decl.params)})>"
 
     def __call__(self, *args, **kwargs):
@@ -122,7 +129,7 @@ class Function:
         types = {}
         for p, v in zip(self.decl.params, bind(self.name, self.decl, args, kwargs)):
             if v is not OMITTED:
-                types[p.name] = _type_of(p, v, arrays)
+                types[p.name] = _type_of(p, v, arrays, self.kind != "vmap")
         along = self._direction(extra, direction, types, arrays) if extra else ()
         key = (tuple((n, _hashable(t)) for n, t in types.items()), _hashable(along))
         if key not in self._cache:
@@ -171,6 +178,9 @@ class Function:
         program, wrt = self.owner._program, self.wrt[1] if self.wrt[:1] == ("one",) else list(self.wrt[1:])
         if self.kind == "value":
             e = F.elaborate_function(program, self.name, kwargs=types)
+        elif self.kind == "vmap":
+            how, *dims, out = self.wrt
+            e = F.elaborate_vmap(program, self.name, (), dims[0] if how == "all" else dims, out, kwargs=types)
         else:
             e = F.elaborate_derivative(program, self.name, (), self.kind, wrt, along, kwargs=types)
         return driver.build(e.module, self.owner._backend, threads=self.owner._threads), e
@@ -217,7 +227,7 @@ def _is_key(p) -> bool:
     return getattr(p.type, "name", None) == "key"
 
 
-def _type_of(p, value, arrays: list) -> Any:
+def _type_of(p, value, arrays: list, ranked: bool = True) -> Any:
     """What the front end is told about one argument: its tensor type (the array goes to `arrays`), or its compile-time value."""
     from .compiler.ir import DTYPES
     from .frontend import ast as A
@@ -227,10 +237,11 @@ def _type_of(p, value, arrays: list) -> Any:
     if isinstance(t, A.TupleType):
         if not isinstance(value, tuple | list) or len(value) != len(t.items):
             raise ArgumentError(f"argument {p.name}: expected a tuple of {len(t.items)}")
-        return tuple(_type_of(A.Param(p.span, f"{p.name}[{k}]", x, None), v, arrays) for k, (x, v) in enumerate(zip(t.items, value)))
+        return tuple(_type_of(A.Param(p.span, f"{p.name}[{k}]", x, None), v, arrays, ranked) for k, (x, v) in enumerate(zip(t.items, value)))
     if isinstance(t, A.TensorType) and (t.name in DTYPES or t.name in KINDS or t.name == "key"):
         a = to_array(p.name, value, t.name)
-        check_rank(p.name, t, a)
+        if ranked:
+            check_rank(p.name, t, a)
         arrays.append(np.ascontiguousarray(a) if a.ndim else a)
         return _tensor_type(a)
     raise ArgumentError(f"argument {p.name}: a parameter of this kind cannot be passed from Python yet; write a function of the program "

@@ -19,6 +19,7 @@ from .api import (  # noqa: F401
     elaborate_init,
     elaborate_jvp,
     elaborate_vjp,
+    elaborate_vmap,
     functions,
     instantiate,
     path_number,

@@ -325,6 +325,18 @@ def elaborate_derivative(program: Program, name: str, args, kind: str, wrt: str 
     return _elaborate(program, fn, name, args, kwargs, training, transform, kind, list(extra))
 
 
+def elaborate_vmap(program: Program, name: str, args=(), in_dims: object = 0, out_dims: int = 0, kwargs: dict | None = None) -> Elaborated:
+    """Function `name` for every index along a dim of its arguments, whose types have that dim: `in_dims` is one int for all or one
+    (or None: not mapped) per argument."""
+    def transform(el: Elaborator, fn: FnValue, ca: CallArgs, span: Span, more: list[Value]) -> object:
+        from .vectorize import Vmap
+        dims = tuple(in_dims) if isinstance(in_dims, list | tuple) else in_dims
+        return call(el, Vmap(fn, dims, out_dims), _positional(fn, ca), span)
+
+    fn = find(program, name, FnValue, "function")
+    return _elaborate(program, fn, name, args, kwargs, False, transform, "vmap")
+
+
 def elaborate_vjp(program: Program, name: str, args=(), kwargs: dict | None = None, seed=None) -> Elaborated:
     """(value, adjoints of all arguments; of the only one alone) for a cotangent of the value: `seed` is its type, or a tuple of types."""
     n = len(list(args)) + len(kwargs or {})
