@@ -77,8 +77,7 @@ def run(module: Module, passes: Iterable[Pass], options: Options | None = None) 
 def _run(module: Module, passes: Iterable[Pass], o: Options) -> Module:
     timing = Timing()
     for p in passes:
-        before = clone_module(module) if (o.check or o.print_diff) else None
-        text = None if before is not None else _snapshot(module)
+        before = clone_module(module)        # a failing pass leaves a half-changed module: this is what its reproducer shows
         start = time.perf_counter()
         try:
             module = p.apply(module)
@@ -90,13 +89,13 @@ def _run(module: Module, passes: Iterable[Pass], o: Options) -> Module:
         except CompileError:
             raise
         except Exception as e:
-            raise PassFailure(p.name, _reproducer(p.name, text() if text else print_module(before), e), e) from e
+            raise PassFailure(p.name, _reproducer(p.name, print_module(before), e), e) from e
         if o.print_after & {p.name, "all"}:
-            if o.print_diff and before is not None:
+            if o.print_diff:
                 print(_diff(before, module, p.name), file=o.out)
             else:
                 print(f"// ----- IR after {p.name} -----\n{print_module(module, elide=16)}", file=o.out)
-        elif o.print_diff and before is not None and not o.print_after:
+        elif o.print_diff and not o.print_after:
             print(_diff(before, module, p.name), file=o.out)
         if o.check:
             o.check(before, module, p)
@@ -105,16 +104,6 @@ def _run(module: Module, passes: Iterable[Pass], o: Options) -> Module:
     if o.time_passes:
         print(timing.text(), file=o.out)
     return module
-
-
-def _snapshot(module: Module) -> Callable[[], str]:
-    """The text of the module as it is now, made only when asked for: a failing pass leaves a half-changed module, so when
-    reproducers are wanted exactly, ENGRAM_REPRODUCE=1 prints it before each pass."""
-    if os.environ.get("ENGRAM_REPRODUCE"):
-        text = print_module(module)
-        return lambda: text
-    clone = clone_module(module)
-    return lambda: print_module(clone)
 
 
 def _diff(before: Module, after: Module, name: str) -> str:

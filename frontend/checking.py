@@ -64,21 +64,29 @@ def _names(p: A.Pattern) -> list[str]:
     return [p.name] if isinstance(p, A.NamePattern) else [n for q in p.items for n in _names(q)]
 
 
-def check_function(program: Program, fn: FnValue, problems: Diagnostics, observer: Callable | None = None) -> None:
-    """A function with symbolic dims; does nothing when a parameter is a compile-time value without default."""
+def _symbolic_run(fn: FnValue, frame: Frame) -> Elaborator | None:
+    """Elaborates a body with symbolic dims, its diagnostics in the elaborator; None where a parameter is a compile-time value."""
     el = Elaborator(generic=True)
-    frame = Frame(fn.name, plain=True)
     try:
         with deep_recursion():
             args = symbolic_arguments(el, fn, frame)
             if args is None:
-                return
+                return None
             with el.in_frame(frame):
                 _check_body(el, fn, frame, args)
     except (Undecidable, Poisoned):
         pass
     except CompileError as e:
         el.diags.extend(e)
+    return el
+
+
+def check_function(program: Program, fn: FnValue, problems: Diagnostics, observer: Callable | None = None) -> None:
+    """A function with symbolic dims; does nothing when a parameter is a compile-time value without default."""
+    frame = Frame(fn.name, plain=True)
+    el = _symbolic_run(fn, frame)
+    if el is None:
+        return
     unknown = [f"{inst.cls.name}.{p.name}" for _, inst in frame.roots for p in inst.cls.decl.params]
     for d in el.diags.items:
         if not any(name in text for name in unknown for text in (d.message, d.label or "", *[label or "" for _, label in d.marks])):
@@ -248,19 +256,10 @@ def check_layer(inst: LayerInstance, problems: Diagnostics, observer: Callable |
     for fn in [inst.forward, *inst.methods.values()]:
         if fn is None:
             continue
-        el = Elaborator(generic=True)
         frame = Frame(f"{inst.cls.name}.{fn.name or 'forward'}", roots=[("", inst)])
-        try:
-            with deep_recursion():
-                args = symbolic_arguments(el, fn, frame)
-                if args is None:
-                    continue
-                with el.in_frame(frame):
-                    _check_body(el, fn, frame, args)
-        except (Undecidable, Poisoned):
-            pass
-        except CompileError as e:
-            el.diags.extend(e)
+        el = _symbolic_run(fn, frame)
+        if el is None:
+            continue
         for d in el.diags.items:
             problems.add(d)
         if observer is not None and not el.diags.errors:
