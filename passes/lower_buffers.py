@@ -3,7 +3,7 @@ op list that views, allocations and kernels are appended to. Transposes, slices,
 """
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from ..compiler.ir.core import Block, Loc, Op, Value
@@ -82,6 +82,21 @@ def moved(op: Op, x: Place) -> Place | None:
     return None
 
 
+def equal_groups(a: Sequence[int], b: Sequence[int]) -> Iterator[tuple[int, int, int, int]]:
+    """Two lists of sizes, none of them 1, with the same product, cut into the smallest pairs of runs of equal product:
+    (start, end) in `a`, (start, end) in `b`."""
+    i = j = 0
+    while i < len(a) and j < len(b):
+        p, q, i0, j0 = a[i], b[j], i, j
+        i, j = i + 1, j + 1
+        while p != q:
+            if p < q:
+                p, i = p * a[i], i + 1
+            else:
+                q, j = q * b[j], j + 1
+        yield i0, i, j0, j
+
+
 def reshape_strides(x: Storage, shape: Sequence[int]) -> tuple[int, ...] | None:
     """Strides that show x's elements, in row-major order, under another shape; None when there are none."""
     shape = tuple(shape)
@@ -90,15 +105,7 @@ def reshape_strides(x: Storage, shape: Sequence[int]) -> tuple[int, ...] | None:
     src = [(n, s) for n, s in zip(x.shape, x.strides) if n != 1]
     out = [0] * len(shape)
     dst = [(n, d) for d, n in enumerate(shape) if n != 1]
-    i = j = 0
-    while i < len(src) and j < len(dst):
-        a, b, i0, j0 = src[i][0], dst[j][0], i, j
-        i, j = i + 1, j + 1
-        while a != b:
-            if a < b:
-                a, i = a * src[i][0], i + 1
-            else:
-                b, j = b * dst[j][0], j + 1
+    for i0, i, j0, j in equal_groups([n for n, _ in src], [n for n, _ in dst]):
         if any(src[p][1] != src[p + 1][1] * src[p + 1][0] for p in range(i0, i - 1)):
             return None
         step = src[i - 1][1]

@@ -11,6 +11,7 @@ from typing import NamedTuple
 from ..compiler.ir.core import Block, Loc, Op, Value
 from ..compiler.ir.opdef import OPS
 from ..compiler.ir.types import DType, ScalarType, i64
+from .lower_buffers import equal_groups
 
 I64 = ScalarType(i64)
 
@@ -193,15 +194,7 @@ class Kernel:
         src = [(n, v) for n, v in zip(index.shape, index.at) if n != 1]
         dst = [(n, d) for d, n in enumerate(shape) if n != 1]
         out: list[Value] = [self.index(0)] * len(shape)
-        i = j = 0
-        while i < len(src) and j < len(dst):
-            a, b, i0, j0 = src[i][0], dst[j][0], i, j
-            i, j = i + 1, j + 1
-            while a != b:
-                if a < b:
-                    a, i = a * src[i][0], i + 1
-                else:
-                    b, j = b * dst[j][0], j + 1
+        for i0, i, j0, j in equal_groups([n for n, _ in src], [n for n, _ in dst]):
             sizes, parts = [n for n, _ in src[i0:i]], [v for _, v in src[i0:i]]
             for (_, d), v in zip(dst[j0:j], self._regroup(sizes, parts, [n for n, _ in dst[j0:j]])):
                 out[d] = v
