@@ -3,7 +3,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-
 from engram.api import entry_arguments
 from engram.compiler import driver
 from engram.compiler.ir import TensorType
