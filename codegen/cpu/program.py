@@ -185,14 +185,14 @@ class CpuProgram:
         with self._lock:
             # an array that was passed here last time, too, needs neither checks nor a look at its address
             arrays, p, table = entry.last, entry.pointers, entry.table
-            changed = False
+            changed = []
             for i, a in enumerate(args):
                 if a is not arrays[i]:
                     arrays[i] = a = self._checked(entry, i, a)
                     table[i + 1] = _address(a)
-                    changed = True
+                    changed.append(i)
             if changed and entry.donated:
-                self._separate(entry)
+                self._separate(entry, changed)
             outputs, at = [], len(arrays)
             for kind, dtype, shape in entry.outputs:
                 at += 1
@@ -216,13 +216,20 @@ class CpuProgram:
             raise RuntimeError_(message.replace("{}", str(value)), loc)
         return outputs
 
-    def _separate(self, entry: _Entry) -> None:
-        """A donated argument that shares memory with another one is copied: writing it must not change the other."""
-        arrays = entry.last
-        for i in entry.donated:
-            if any(j != i and np.may_share_memory(a, arrays[i]) for j, a in enumerate(arrays)):
-                arrays[i] = self.to_device(arrays[i])
-                entry.table[i + 1] = _address(arrays[i])
+    def _separate(self, entry: _Entry, changed: list[int]) -> None:
+        """A donated argument that shares memory with another one is copied: writing it must not change the other. What has not changed
+        since the last call was looked at then."""
+        arrays, table, donated = entry.last, entry.table, set(entry.donated)
+        spans = [(lo, lo + a.nbytes) for lo, a in zip(table[1:], arrays)]
+        for i in changed:
+            lo, hi = spans[i]
+            for j, (start, stop) in enumerate(spans):
+                if start < hi and lo < stop and j != i and (i in donated or j in donated):
+                    k = i if i in donated else j
+                    arrays[k] = self.to_device(arrays[k])
+                    table[k + 1] = start = _address(arrays[k])
+                    spans[k] = (start, start + arrays[k].nbytes)
+                    lo, hi = spans[i]
 
     def _checked(self, entry: _Entry, i: int, a) -> np.ndarray:
         dtype, shape, text = entry.inputs[i]
