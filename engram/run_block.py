@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,29 +16,28 @@ import numpy as np
 from . import host_objects as H
 from .compiler.diagnostics import CompileError, Diagnostic, did_you_mean, error
 from .compiler.ir import TensorType
-from .compiler.ir.types import dtype_of
 from .datasets import Dataset, DatasetError
 from .frontend import ast as A
-from .frontend.host import UNIT, Closure, TreeType, elaborate_expression, walk_layers
+from .frontend.host import UNIT, Closure, elaborate_expression, walk_layers
 from .frontend.train_settings import literal
+from .frontend.trees import unflatten
 from .frontend.values import LayerInstance, RangeValue, Reversed, Slot, describe
+from .run_cells import Cells
+from .run_values import (
+    INDEX,
+    Abstract,
+    HostTree,
+    Indices,
+    as_types,
+    leaves,
+    outcome,
+    static,
+    static_layers,
+    strong,
+    type_of,
+)
 from .session import folders
-from .tokenizers import Piece, Tokenizer
-
-
-@dataclass(eq=False)
-class Abstract:
-    """An array of which only the type is known: what a check computes with."""
-
-    type: TensorType
-
-
-@dataclass(eq=False)
-class HostTree:
-    """Values for the parameters of a layer."""
-
-    layer: LayerInstance
-    values: dict[Slot, Any]
+from .tokenizers import Tokenizer
 
 
 class RunBlock:
@@ -77,10 +75,7 @@ class RunBlock:
         self._compiled: dict[tuple, Any] = {}
         self._rewritten: dict[int, tuple] = {}
         self._free: dict[int, tuple[A.Node, tuple[str, ...]]] = {}
-        self._cells: dict[Slot, Any] = {}                      # current values of parameters, states and caches
-        self._placed: set[Slot] = set()                        # cells whose values are the backend's handles
-        self._roots: dict[Slot, tuple[LayerInstance, str, int]] = {}
-        self._models: list[LayerInstance] = []
+        self.cells = Cells(self.seed, self._build, self._key)
 
     # ---- statements --------------------------------------------------------------------------------------------------
 
@@ -178,7 +173,7 @@ class RunBlock:
 
     def _truth(self, node: A.Expr, v: Any, whole: bool = False) -> bool | None:
         """A condition as a Python bool; None where a check cannot know."""
-        t = _type_of(v)
+        t = type_of(v)
         if isinstance(v, bool):
             return v
         if t is None or not t.dtype.is_bool or t.shape and not whole:
@@ -263,7 +258,7 @@ class RunBlock:
         return self._block(node.stmts, env) if isinstance(node, A.Block) else self.evaluate(node, env)
 
     def _carries(self, node: A.While | A.Scan, env: dict) -> list[Any]:
-        return [_strong(self.value(c.init, env)) for c in node.carries]
+        return [strong(self.value(c.init, env)) for c in node.carries]
 
     def _body(self, node: A.While | A.Scan, env: dict, values: list[Any]) -> list[Any]:
         value = self._block(node.body.stmts, env)
@@ -274,7 +269,7 @@ class RunBlock:
         new = [value] if len(values) == 1 else list(value) if isinstance(value, tuple | list) else []
         if len(new) != len(values):
             raise error(node.body.span, f"the body gives {H.text(value)}, but the loop carries {len(values)} values")
-        return [_strong(v) for v in new]
+        return [strong(v) for v in new]
 
     def _while(self, node: A.While, env: dict) -> Any:
         values = self._carries(node, env)
@@ -288,19 +283,19 @@ class RunBlock:
             values = self._body(node, inner, values)
             if self.checking:                                  # one round shows it all
                 break
-        return _outcome(values)
+        return outcome(values)
 
     def _scan(self, node: A.Scan, env: dict) -> Any:
         if isinstance(node.iterable, A.Range):
             bounds = [self.value(x, env) for x in (node.iterable.start, node.iterable.stop)]
-            items: Any = [Abstract(_INDEX)] if any(isinstance(b, Abstract) for b in bounds) else \
-                _Indices(range(*(int(H.numpy(b)) for b in bounds)))
+            items: Any = [Abstract(INDEX)] if any(isinstance(b, Abstract) for b in bounds) else \
+                Indices(range(*(int(H.numpy(b)) for b in bounds)))
         else:
             items = self._items(self.value(node.iterable, env), node.iterable.span)
         values, ys = self._carries(node, env), []
         rounds = len(items)
         if self.checking and not isinstance(items, list):      # one round shows it all
-            items = [Abstract(_INDEX)] if rounds else []
+            items = [Abstract(INDEX)] if rounds else []
         for x in items:
             inner = dict(env)
             self._bind(node.pattern, x, inner)
@@ -313,16 +308,16 @@ class RunBlock:
             finally:
                 self._yields = outer
         if not ys:
-            return _outcome(values) if node.carries else UNIT
-        stacked = self._stack([_strong(y) for y in ys], rounds, node.span)
+            return outcome(values) if node.carries else UNIT
+        stacked = self._stack([strong(y) for y in ys], rounds, node.span)
         finals = [v for c, v in zip(node.carries, values) if c.final]
-        return (stacked, _outcome(finals)) if finals else stacked
+        return (stacked, outcome(finals)) if finals else stacked
 
     def _stack(self, ys: list, rounds: int, span) -> Any:
         """What the rounds of a loop yielded, as one array; tuples part by part."""
         if isinstance(ys[0], tuple | list):
-            return type(ys[0])(self._stack([_strong(v) for v in column], rounds, span) for column in zip(*ys))
-        types = {_type_of(y) for y in ys}
+            return type(ys[0])(self._stack([strong(v) for v in column], rounds, span) for column in zip(*ys))
+        types = {type_of(y) for y in ys}
         if None in types or len(types) > 1:
             raise error(span, "only arrays of one type can be yielded")
         if self.checking:
@@ -334,15 +329,15 @@ class RunBlock:
         if isinstance(v, Reversed):
             return self._items(v.of, span)[::-1]
         if isinstance(v, RangeValue):
-            return _Indices(range(v.start, v.stop))
+            return Indices(range(v.start, v.stop))
         if isinstance(v, list):
             return v
         if isinstance(v, tuple):
-            return list(zip(*(self._rows(x, span) for x in v))) if all(_type_of(x) is not None for x in v) else list(v)
+            return list(zip(*(self._rows(x, span) for x in v))) if all(type_of(x) is not None for x in v) else list(v)
         return self._rows(v, span)
 
     def _rows(self, v: Any, span) -> list:
-        t = _type_of(v)
+        t = type_of(v)
         if t is None or not t.shape:
             raise error(span, f"{H.text(v)} has no parts")
         if isinstance(v, Abstract):
@@ -402,23 +397,23 @@ class RunBlock:
             if parts:
                 env = {**env, **{n: self.value(part, env) for n, part in parts}}
         given = {n: env[n] for n in self._names(node) if n in env}
-        key = (id(node), tuple((n, _static(v)) for n, v in given.items()))
+        key = (id(node), tuple((n, static(v)) for n, v in given.items()))
         try:
             found = self._compiled.get(key)
         except TypeError:                                      # a static value that has no hash
             found, key = None, None
-        if found is not None and any(self._cache_type(s) != t for s, t in found[3].items()):
+        if found is not None and any(self.cells.type(s) != t for s, t in found[3].items()):
             found = None
         if found is None:
-            types = {n: _as_types(v) for n, v in given.items()}
+            types = {n: as_types(v) for n, v in given.items()}
             looked: dict[Slot, TensorType | None] = {}
-            e = elaborate_expression(self.program, node, types, lambda slot: looked.setdefault(slot, self._cache_type(slot)))
+            e = elaborate_expression(self.program, node, types, lambda slot: looked.setdefault(slot, self.cells.type(slot)))
             found = (e, None, (node, given), looked)
             self.warnings += found[0].warnings
-            for _, layer in walk_layers(_statics(found[0].spec), ""):
-                self._register(layer)
+            for _, layer in walk_layers(static_layers(found[0].spec), ""):
+                self.cells.register(layer)
             if not e.results and len(e.module.funcs[e.entry].body.ops) == 1:          # known when compiling
-                return _pack(e.spec, iter(()))
+                return unflatten(e.spec, ())
             if not self.checking:
                 found = (e, self._build(e.module), *found[2:])
             if key is not None:
@@ -432,80 +427,27 @@ class RunBlock:
     def _run(self, e, program, given: dict) -> Any:
         self._effects += any(r.kind != "result" for r in e.results)
         if self.checking:
-            self._cells.update((r.slot, Abstract(r.type)) for r in e.results if r.kind == "cache")
-            return _pack(e.spec, (Abstract(r.type) for r in e.results))
-        leaves = [x for v in given.values() for x in _leaves(v)]
-        rest, args = iter(leaves), []
-        self._make_caches(e)
+            self.cells.update((r.slot, Abstract(r.type)) for r in e.results if r.kind == "cache")
+            return unflatten(e.spec, (Abstract(r.type) for r in e.results), HostTree)
+        rest, args = iter([x for v in given.values() for x in leaves(v)]), []
+        self.cells.make_caches(e)
         for info in e.args:
             if info.slot is not None:
-                args.append(self._cell(info.slot, program))
+                args.append(self.cells.handle(info.slot, program))
             elif info.kind == "key":
                 args.append(self._key())
             else:
                 args.append(next(rest))
         results = program.call(e.entry, args)
         n = sum(r.kind == "result" for r in e.results)
-        for info, r in zip(e.results[n:], results[n:]):
-            self._cells[info.slot] = r
-        return _pack(e.spec, iter(results[:n]))
+        self.cells.update(zip((info.slot for info in e.results[n:]), results[n:]))
+        return unflatten(e.spec, results[:n], HostTree)
 
     def _key(self) -> np.ndarray:
         """A key of its own for every evaluation."""
         from .train import key_of
         self._keys += 1
         return key_of(self.seed, 5, self._keys)
-
-    # -- layers
-
-    def _cache_type(self, slot: Slot) -> TensorType | None:
-        """The type of a cache that a call has filled."""
-        return _type_of(self._cells.get(slot))
-
-    def _register(self, layer: LayerInstance) -> None:
-        """Remembers where each cell lives in its tree: initial values depend on the path."""
-        if any(s in self._roots for _, s in layer.cells):
-            return
-        self._models.append(layer)
-        for path, slot in layer.cells:
-            self._roots[slot] = (layer, path, len(self._models) - 1)
-
-    def _cell(self, slot: Slot, program) -> Any:
-        """The current value of a parameter, state or cache, as a handle; a new layer's values are made when first used."""
-        if slot not in self._cells:
-            self._initialise(*self._roots[slot][::2])
-        if slot not in self._placed:
-            self._cells[slot] = program.to_device(self._cells[slot])
-            self._placed.add(slot)
-        return self._cells[slot]
-
-    def _initialise(self, layer: LayerInstance, number: int) -> None:
-        from .frontend import elaborate_init
-        from .train import key_of
-        e = elaborate_init(layer)
-        values = self._build(e.module).call(e.entry, [key_of(self.seed, *((1, number) if number else (1,)))])
-        for info, v in zip(e.results, values):
-            if info.slot not in self._cells:
-                self._cells[info.slot] = v
-                self._placed.add(info.slot)
-
-    def _make_caches(self, e) -> None:
-        """Caches that are empty, or of other sizes than this call's, begin anew."""
-        from .frontend import elaborate_cache_init
-        wanted: dict[int, tuple[LayerInstance, dict]] = {}
-        for info in e.args:
-            if info.kind == "cache" and (info.slot not in self._cells or tuple(self._cells[info.slot].shape) != tuple(info.type.shape)):
-                root, path, number = self._roots[info.slot]
-                wanted.setdefault(number, (root, {}))[1][path] = info.type
-        for number, (root, types) in wanted.items():
-            key = ("caches", number, tuple(types.items()))
-            if key not in self._compiled:
-                first = elaborate_cache_init(root, types)
-                self._compiled[key] = (first, self._build(first.module))
-            first, program = self._compiled[key]
-            for info, v in zip(first.results, program.call(first.entry, [self._key()])):
-                self._cells[info.slot] = v
-                self._placed.add(info.slot)
 
     # ---- host functions ----------------------------------------------------------------------------------------------
 
@@ -517,7 +459,7 @@ class RunBlock:
     def _load(self, model, path):
         if not isinstance(model, LayerInstance):
             raise ValueError(f"expected a model, got {H.text(model)}")
-        if self.weights is not None and model in self._models[:1]:
+        if self.weights is not None and model in self.cells.models[:1]:
             if not self._fitted:
                 self._fit(model, self.weights, None)
             return UNIT                                        # --weights stands for what the program names
@@ -543,131 +485,17 @@ class RunBlock:
         except CheckpointError as e:
             raise error(None, str(e)) from None
         self._fitted |= base is None
-        for p, slot in model.cells:
-            if p in values:
-                self._cells[slot] = values[p]
-                self._placed.discard(slot)
+        self.cells.write({slot: values[p] for p, slot in model.cells if p in values})
 
     def _reset(self, model):
         if not isinstance(model, LayerInstance):
             raise ValueError(f"expected a model, got {H.text(model)}")
-        for _, slot in model.cells:
-            if slot.kind == "cache":
-                self._cells.pop(slot, None)
-                self._placed.discard(slot)
+        self.cells.forget(slot for _, slot in model.cells if slot.kind == "cache")
         return UNIT
 
 
-class _Indices:
-    """The indices of a range as arrays, which is what they are in compiled loops."""
-
-    def __init__(self, of: range):
-        self.of = of
-
-    def __len__(self) -> int:
-        return len(self.of)
-
-    def __iter__(self):
-        return (np.array(k, np.int64) for k in self.of)
-
-    def __getitem__(self, part: slice) -> _Indices:
-        return _Indices(self.of[part])
-
-
-# ---- values -----------------------------------------------------------------------------------------------------------
-
 def _is_setting(s: A.Node) -> bool:
     return isinstance(s, A.Assign) and s.op == "=" and isinstance(s.target, A.Name)
-
-
-def _type_of(v: Any) -> TensorType | None:
-    """An array's type; None for what is no array."""
-    if isinstance(v, Abstract):
-        return v.type
-    if isinstance(v, np.ndarray):
-        return TensorType(dtype_of(v.dtype), v.shape)
-    if H.is_array(v):
-        return TensorType(v.dtype, tuple(v.shape))
-    return None
-
-
-_INDEX = _type_of(np.array(0, np.int64))
-
-
-def _as_types(v: Any) -> Any:
-    """A host value as elaborate_expression wants it."""
-    t = _type_of(v)
-    if t is not None:
-        return t
-    if isinstance(v, tuple | list):
-        return type(v)(map(_as_types, v))
-    if isinstance(v, HostTree):
-        return TreeType(v.layer, {s: _type_of(x) for s, x in v.values.items()})
-    if isinstance(v, Closure):
-        return Closure(v.node, {n: _as_types(x) for n, x in v.names.items()})
-    return str(v) if isinstance(v, Piece) else v
-
-
-def _leaves(v: Any) -> list[Any]:
-    """The arrays in a host value, in the order of elaborate_expression's arguments."""
-    if _type_of(v) is not None:
-        return [v]
-    if isinstance(v, tuple | list):
-        return [x for y in v for x in _leaves(y)]
-    if isinstance(v, HostTree):
-        return list(v.values.values())
-    if isinstance(v, Closure):
-        return [x for y in v.names.values() for x in _leaves(y)]
-    return []
-
-
-def _static(v: Any) -> object:
-    """What of a value decides about the compiled code: the type of an array, else the value itself."""
-    t = _type_of(v)
-    if t is not None:
-        return ("array", t)
-    if isinstance(v, tuple | list):
-        return (type(v).__name__, *map(_static, v))
-    if isinstance(v, HostTree):
-        return ("tree", id(v.layer))
-    if isinstance(v, Closure):
-        return ("fn", id(v.node), *((n, _static(x)) for n, x in v.names.items()))
-    if isinstance(v, LayerInstance):
-        return ("layer", id(v))
-    return (type(v).__name__, v)
-
-
-def _strong(v: Any) -> Any:
-    """A loop's value: a number becomes an array, as in compiled loops, so that its next value needs no new code."""
-    if isinstance(v, bool):
-        return np.array(v)
-    if isinstance(v, int | float):
-        return np.array(v, np.int64 if isinstance(v, int) else np.float32)
-    return v
-
-
-def _outcome(values: list[Any]) -> Any:
-    return UNIT if not values else values[0] if len(values) == 1 else tuple(values)
-
-
-def _statics(spec: tuple) -> list:
-    """The static parts of a result, for the layers among them."""
-    if spec[0] == "s":
-        return [spec[1]] if isinstance(spec[1], LayerInstance) else []
-    return [x for s in spec[1] for x in _statics(s)] if spec[0] in ("t", "l") else []
-
-
-def _pack(spec: tuple, it) -> Any:
-    """Arrays in the structure the program gave them."""
-    kind = spec[0]
-    if kind == "v":
-        return next(it)
-    if kind == "s":
-        return spec[1]
-    if kind == "tree":
-        return HostTree(spec[1], {s: next(it) for s in spec[2]})
-    items = [_pack(s, it) for s in spec[1]]
-    return tuple(items) if kind == "t" else items
 
 
 def check(program, name: str, overrides: Mapping[str, Any] | None = None, absent: list | None = None) -> list[Diagnostic]:

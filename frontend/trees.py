@@ -5,7 +5,7 @@ tuples: ("v",) a tensor, ("t" | "l", specs) a tuple or list, ("tree", layer, slo
 """
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 from ..compiler.ir import Value
 from .values import LayerInstance, Slot, Tree
@@ -30,20 +30,21 @@ def _flatten(v: object, leaves: list[Value]) -> tuple:
     return ("s", v)
 
 
-def unflatten(spec: tuple, leaves: Iterator[Value] | list[Value]) -> object:
-    return _unflatten(spec, iter(leaves))
+def unflatten(spec: tuple, leaves: Iterable, tree: Callable[[LayerInstance, dict], object] = Tree) -> object:
+    """The value of that spec with `leaves` for its tensors (Values, or arrays of a run); `tree` makes what stands for a Tree."""
+    it = iter(leaves)
 
-
-def _unflatten(spec: tuple, it: Iterator[Value]) -> object:
-    kind = spec[0]
-    if kind == "v":
-        return next(it)
-    if kind == "s":
-        return spec[1]
-    if kind == "tree":
-        return Tree(spec[1], {slot: next(it) for slot in spec[2]})
-    items = [_unflatten(s, it) for s in spec[1]]
-    return tuple(items) if kind == "t" else items
+    def build(spec: tuple) -> object:
+        kind = spec[0]
+        if kind == "v":
+            return next(it)
+        if kind == "s":
+            return spec[1]
+        if kind == "tree":
+            return tree(spec[1], {slot: next(it) for slot in spec[2]})
+        items = [build(s) for s in spec[1]]
+        return tuple(items) if kind == "t" else items
+    return build(spec)
 
 
 def statics(spec: tuple) -> Iterator[object]:

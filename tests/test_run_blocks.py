@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from engram import checkpoint
 from engram.cli import main
+from engram.compiler import driver
 from engram.compiler.diagnostics import CompileError
 from engram.run_block import RunBlock, check
 from engram.session import load_program
@@ -146,12 +147,12 @@ print(g.l.b, sum(tree_map(fn (p, d) { p - p + d }, model, g).l.w))''')
     assert text == "[1., 1., 1.] 6.0\n"
 
 
-def test_compiled_once_per_type():
+def test_compiled_once_per_type(monkeypatch):
     program = load_program("<test>", f"{NET}run a {{\nmodel = Net(2, 3)\nscan t in 0..20 {{ print(t); model(ones(1, 2) * t) }}\n}}\n")
     run = RunBlock(program, program.blocks["a"], backend="interp", out=io.StringIO())
     built = []
-    build = run._build
-    run._build = lambda module: (built.append(module), build(module))[1]
+    build = driver.build
+    monkeypatch.setattr(driver, "build", lambda module, *args, **kw: (built.append(module), build(module, *args, **kw))[1])
     run.run()
     assert len(built) == 3                                     # the weights, the caches, the call
 
