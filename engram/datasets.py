@@ -1,6 +1,6 @@
 """Data sets that a train block names: `dataset("digits")`, `dataset("mnist", "data/mnist")`, `dataset("npz", "mine.npz")` ...
 
-Reads files only; nothing is downloaded. Every header and size is checked against the file before memory is taken, and what is
+Reads files only; download.py fetches them where a user asks for it. Every header and size is checked against the file before memory is taken, and what is
 wrong with a file is a `DatasetError` that names it. Splitting, shuffling and batching are the runner's business (train.py).
 """
 from __future__ import annotations
@@ -29,11 +29,12 @@ class DatasetError(CompileError):
     """A data set cannot be had: unknown name, missing or broken file, wrong arguments. `hint` says what to do about it.
 
     It carries a diagnostic without a span; the front end, which knows where `dataset(...)` was written, adds it.
-    `absent`: its files are not here, though the program may be right.
+    `absent`: its files are not here, though the program may be right; `shapes`, where they are known all the same, is a data set of
+    nothing but zeros, to check a program with.
     """
 
-    def __init__(self, message: str, hint: str | None = None, absent: bool = False):
-        self.message, self.hint, self.absent = message, hint, absent
+    def __init__(self, message: str, hint: str | None = None, absent: bool = False, shapes: Dataset | None = None):
+        self.message, self.hint, self.absent, self.shapes = message, hint, absent, shapes
         super().__init__(Diagnostic("error", None, message, hint=hint))
 
     def __str__(self) -> str:
@@ -46,12 +47,14 @@ class Dataset:
 
     order "shuffled": samples may be drawn in any order. "streams": sample k continues in sample k + 1, so batches must keep
     row b going on in the next batch (the runner does). `info` holds what else belongs to the data, such as a vocabulary.
+    `test`: the last so many samples are its test part, which a train block without `holdout` holds out.
     """
 
     name: str
     fields: dict[str, np.ndarray]
     order: str = "shuffled"
     info: dict = field(default_factory=dict)
+    test: int | None = None
 
     def __post_init__(self):
         lengths = {k: len(v) for k, v in self.fields.items()}
@@ -228,14 +231,25 @@ _STAND_IN = 10_000
 def mnist(path: Path, part: str = "all") -> Dataset:
     """MNIST and files like it, from a folder of IDX files (plain or .gz): x u8[N, 28, 28], y i64[N].
 
-    part "all" has the training samples, then the test samples (t10k-*), so that `holdout = 10_000` holds out the test set;
-    where there are no t10k files, the last 10,000 training samples stand in for it. "train" and "test" give one of them.
+    part "all" has the training samples, then the test samples (t10k-*), which are held out unless `holdout` says otherwise;
+    where there are no t10k files, the last 10,000 training samples (a sixth of fewer) stand in. "train" and "test" give one of them.
     """
+    return _idx_folder("mnist", path, part)
+
+
+@loader("fashion_mnist")
+def fashion_mnist(path: Path, part: str = "all") -> Dataset:
+    """Fashion-MNIST, in MNIST's files and with the same parts: x u8[N, 28, 28], y i64[N]."""
+    return _idx_folder("fashion_mnist", path, part)
+
+
+def _idx_folder(name: str, path: Path, part: str) -> Dataset:
     if part not in ("all", "train", "test"):
-        raise DatasetError(f"unknown part {part!r} of mnist", 'expected "all", "train" or "test"')
+        raise DatasetError(f"unknown part {part!r} of {name}", 'expected "all", "train" or "test"')
     if not path.is_dir():
         raise DatasetError(f"no such folder: {path}" if not path.exists() else f"{path} is a file, expected a folder of IDX files",
-                           "the files are train-images-idx3-ubyte[.gz] and so on; --set data=DIR gives another folder", absent=True)
+                           f"--set data=DIR names another folder; `engram data {name} --to {path}` downloads the files", absent=True,
+                           shapes=_zeros(name, 70_000 if part == "all" else 60_000 if part == "train" else 10_000, (28, 28), part == "all"))
     x, y = _idx_pair(path, "train")
     info = {"test": "t10k"}
     if _idx_file(path, "t10k-images-idx3-ubyte"):
@@ -248,7 +262,13 @@ def mnist(path: Path, part: str = "all") -> Dataset:
         n_test = min(_STAND_IN, len(x) // 6)
         info["test"] = f"the last {n_test:,} training samples stand in for the test set (no t10k files)"
     cut = {"all": slice(None), "train": slice(0, len(x) - n_test), "test": slice(len(x) - n_test, None)}[part]
-    return Dataset("mnist", {"x": x[cut], "y": y[cut]}, info=info)
+    return Dataset(name, {"x": x[cut], "y": y[cut]}, info=info, test=n_test or None if part == "all" else None)
+
+
+def _zeros(name: str, n: int, shape: tuple[int, ...], with_test: bool) -> Dataset:
+    """What a set of pictures with class numbers looks like; takes no memory."""
+    x, y = (np.broadcast_to(dtype(0), (n, *s)) for dtype, s in ((np.uint8, shape), (np.int64, ())))
+    return Dataset(name, {"x": x, "y": y}, test=10_000 if with_test else None)
 
 
 def _idx_file(folder: Path, stem: str) -> Path | None:
@@ -325,9 +345,11 @@ def _check_plausible(path: Path, want: int) -> None:
 
 @loader("cifar10")
 def cifar10(path: Path) -> Dataset:
-    """CIFAR-10, from the folder of its binary version: x u8[N, 3, 32, 32], y i64[N]; the test batch, when there, comes last."""
+    """CIFAR-10, from the folder of its binary version: x u8[N, 3, 32, 32], y i64[N]; the test batch, when there, comes last and is held
+    out unless `holdout` says otherwise."""
     if not path.is_dir():
-        raise DatasetError(f"no such folder: {path}", "it holds data_batch_1.bin ... data_batch_5.bin and test_batch.bin", absent=True)
+        raise DatasetError(f"no such folder: {path}", f"it holds data_batch_1.bin ... test_batch.bin; `engram data cifar10 --to {path}` downloads them", absent=True,
+                           shapes=_zeros("cifar10", 60_000, (3, 32, 32), True))
     folder = path / "cifar-10-batches-bin" if (path / "cifar-10-batches-bin").is_dir() else path
     names = [f"data_batch_{k}.bin" for k in range(1, 6)] + ["test_batch.bin"]
     files = [folder / n for n in names if (folder / n).is_file()]
@@ -343,8 +365,9 @@ def cifar10(path: Path) -> Dataset:
             raise DatasetError(f"{file}: label {a[:, 0].max()} is not one of 0..9")
         records.append(a)
     a = np.concatenate(records)
+    has_test = len(files) > 1 and files[-1].name == "test_batch.bin"
     return Dataset("cifar10", {"x": a[:, 1:].reshape(-1, 3, 32, 32).copy(), "y": a[:, 0].astype(np.int64)},
-                   info={"test": "test_batch.bin" if files[-1].name == "test_batch.bin" else None})
+                   info={"test": "test_batch.bin" if has_test else None}, test=len(records[-1]) if has_test else None)
 
 
 # ---- text -----------------------------------------------------------------------------------------------------------

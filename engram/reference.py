@@ -182,7 +182,7 @@ def precedence_part() -> list[str]:
 SETTINGS = {
     "batch": "samples a step",
     "epochs": "passes over the data",
-    "holdout": "what is measured on and not learned from: a share drawn by the seed, or the last so many samples; without the line 0.2",
+    "holdout": "what is measured on and not learned from: a share drawn by the seed, or the last so many samples; without the line, the data's own test part, or else 0.2",
     "seed": "of initial weights, of the order of the data and of what is held out",
     "limit": "use only so many samples, drawn by the seed",
     "accumulate": "batches whose gradients make one update; `step` counts updates",

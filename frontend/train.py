@@ -180,6 +180,8 @@ class _Builder:
     def settings(self, scope: Scope) -> dict:
         """A scope's settings, with what follows from them and the data."""
         s = settings_of(self.el, scope, self.overrides, self.block)
+        if s["holdout"] is None:
+            s["holdout"] = getattr(self.data, "test", None)        # the data's own test part
         n = train_size(self.data.n, s, scope.span_of("holdout") or self.block.name_span)
         s["batch"] = min(s["batch"], n)
         s["steps_per_epoch"] = max(1, n // s["batch"] // s["accumulate"])

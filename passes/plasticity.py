@@ -21,7 +21,7 @@ BROADCAST = ("given", "arg", "capture", "key")
 @dataclass(frozen=True)
 class Plasticity:
     """Proves locality (CompileError at the learn statement otherwise), writes the proof as a list of dicts (parameter, layer,
-    rule, reads, broadcast, verdict) into the module's attribute `locality`, and replaces learn.update by func.call and
+    rule, function, reads, broadcast, verdict) into the module's attribute `locality`, and replaces learn.update by func.call and
     learn.local_gradient by autodiff.gradient. Valid IR before (see ops/learn.py) and after; no learn.* op is left.
     """
 
@@ -42,7 +42,7 @@ class Plasticity:
         problems.raise_if_errors()
         if report:
             module.attrs["locality"] = report
-        rules = _Rules(module)
+        rules = _Rules(module, report)
         for f in list(module.funcs.values()):
             if any(op.name == "learn.update" for op in f.walk()):
                 rewrite(f.body, rules.to_call)
@@ -57,8 +57,8 @@ class Plasticity:
 class _Rules:
     """Rule functions; one with a local loss gets a copy per forward function that it is used with."""
 
-    def __init__(self, module: Module):
-        self.module, self.derived = module, {}
+    def __init__(self, module: Module, report: list[dict]):
+        self.module, self.report, self.derived = module, report, {}
 
     def to_call(self, op: Op, out: Block) -> list[Value] | None:
         if op.name != "learn.update":
@@ -66,6 +66,9 @@ class _Rules:
         rule = self.module.funcs[op.attrs["rule"]]
         if any(o.name == "learn.local_gradient" for o in rule.walk()):
             rule = self.derive(rule, op.attrs.get("forward"))
+            for row in self.report:
+                if row["layer"] == op.attrs["layer"] and row["function"] == op.attrs["rule"]:
+                    row["function"] = rule.name
         attrs = {"callee": rule.name, "result_types": [r.type for r in op.results]}
         return Builder(out, op.loc).op("func.call", op.operands, attrs).results
 
@@ -143,7 +146,7 @@ class _Proof:
                 if not a.get("nonlocal"):
                     {"signal": self.signal, "param": self.kept, "own": self.kept}[kind](op, v, role)
         verdict = "non-local" if a.get("nonlocal") else "local"
-        return [{"parameter": roles[w].partition(":")[2], "layer": layer, "rule": rule, "reads": reads,
+        return [{"parameter": roles[w].partition(":")[2], "layer": layer, "rule": rule, "function": a["rule"], "reads": reads,
                  "broadcast": [t for t in broadcast if t], "verdict": verdict} for w in a["writes"] if roles[w].startswith("param:")]
 
     def refuse(self, op: Op, what: str, *, hint: str | None = None, notes=()) -> None:

@@ -193,8 +193,26 @@ def test_check_of_absent_data_is_a_warning(tmp_path, capsys):
     f.write_text('import "std/nn.nn"\ntrain t {\n  model = Linear(784, 10)\n  data = dataset("mnist", "nowhere")\n'
                  "  minimize cross_entropy(model(reshape(f32(x), [-1, 784])), y) using adam(1e-3)\n}\n")
     assert main(["check", str(f)]) == 0
-    assert "warning: no such folder: nowhere: train block `t` was not checked" in capsys.readouterr().err
+    assert "warning: no such folder: nowhere: `t` was checked with the shapes of mnist" in capsys.readouterr().err
     assert main(["run", str(f)]) == 1
+    f.write_text(f.read_text().replace("784, 10", "783, 10").replace("784", "783"))
+    assert main(["check", str(f)]) == 1
+    assert "cannot reshape" in capsys.readouterr().err
+    f.write_text(f.read_text().replace("mnist", "npz"))
+    assert main(["check", str(f)]) == 0
+    assert "train block `t` was not checked" in capsys.readouterr().err
+
+
+def test_stage_plasticity_shows_what_each_update_reads(capsys):
+    assert main(["ir", str(EXAMPLES / "mnist_local.nn"), "--stage", "plasticity", "--no-locs"]) == 0       # no data is needed for it
+    head, _, rest = capsys.readouterr().out.partition("module attributes")
+    assert head.splitlines()[:4] == ["// three_factor teaches model.l1: local",
+                                     "//   updates    model.l1.w, model.l1.b   by @rule.three_factor.model.l1",
+                                     "//   reads      pre, out, w, b, three_factor.m, three_factor.w.sgd.v, three_factor.b.sgd.v, three_factor.m.sgd.v",
+                                     "//   broadcast  label: i64[100] from the batch's y"]
+    assert "func @rule.three_factor.model.l1(" in rest and "learn.update" not in rest
+    assert main(["ir", str(EXAMPLES / "xor.nn"), "--stage", "plasticity"]) == 0
+    assert capsys.readouterr().out.startswith("// no learning rules")
 
 
 def test_debugging_options(tmp_path, capsys):

@@ -73,7 +73,7 @@ def refused(text: str):
 
 def test_signals_through_the_model_and_batch_data():
     m = plastic(step(update()))
-    assert m.attrs["locality"] == [{"parameter": "hidden.w", "layer": "hidden", "rule": "hebb", "reads": ["pre", "u", "w"],
+    assert m.attrs["locality"] == [{"parameter": "hidden.w", "layer": "hidden", "rule": "hebb", "function": "hebb", "reads": ["pre", "u", "w"],
                                     "broadcast": ["g: f64[2,3] from the batch's t"], "verdict": "local"}]
     rng = np.random.default_rng(0)
     w, v, s, x, t = (rng.normal(size=n) for n in ((4, 3), (3, 3), (2, 3), (2, 4), (2, 3)))

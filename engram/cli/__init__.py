@@ -1,4 +1,4 @@
-"""The command line: `engram run FILE`, `check`, `fmt`, `ir`, `opt`, `diff`, `bench`.
+"""The command line: `engram run FILE`, `check`, `fmt`, `ir`, `opt`, `diff`, `data`, `bench`.
 
 This file parses arguments and turns exceptions into exit statuses: 0 fine; 1 the user's program or input is wrong; 2 usage; 70 a
 bug in Engram (one line, and the path of a reproducer); 130 interrupted. The commands' code is imported when one of them runs.
@@ -77,7 +77,7 @@ def parser() -> argparse.ArgumentParser:
 
     c = command("ir", "print what a program becomes, at any stage")
     c.add_argument("file", metavar="FILE")
-    c.add_argument("--stage", default=None, metavar="S", help="ast, nn, tensor (default), fused, loop, llvm, opencl, or a pass's name")
+    c.add_argument("--stage", default=None, metavar="S", help="ast, nn, plasticity (each update with what it reads), tensor (default), fused, loop, llvm, opencl, or a pass's name")
     c.add_argument("--after", metavar="PASS", help="stop after this pass")
     c.add_argument("--fn", metavar="F", help="a function, layer call or train block (default: the first train block, else the first function)")
     c.add_argument("--dims", metavar="B=32,T=8", default="", help="values of named dimensions (default: 8)")
@@ -98,6 +98,12 @@ def parser() -> argparse.ArgumentParser:
     c.add_argument("--backends", default=",".join(BACKENDS), metavar="A,B", help="the first one is the reference (default: %(default)s)")
     c.add_argument("--threads", type=_threads, metavar="N", help="cpu threads")
     _settings(c)
+
+    c = command("data", "download the standard files of a data set into a folder, and verify them")
+    c.add_argument("name", metavar="NAME", nargs="?", help="mnist, fashion_mnist or cifar10 (default: list them)")
+    c.add_argument("--to", metavar="DIR", help="the folder; files that are there already are verified and kept")
+    c.add_argument("--from", metavar="URL", dest="url", help="another mirror: the address of the folder that holds the files")
+    c.add_argument("--force", action="store_true", help="replace files that are not the standard ones")
 
     c = command("bench", "time the headline workloads on this machine")
     c.add_argument("workload", nargs="*", metavar="W", help="only these (default: all)")

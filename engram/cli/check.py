@@ -33,7 +33,8 @@ def check_command(args) -> int:
 
 def check_file(file: str, overrides: dict) -> tuple[list, list[dict]]:
     """The diagnostics of one program and its locality table. Train blocks are elaborated with their data and lowered as far as the
-    proof of locality; a data set whose files are not here is a warning, since the program may be right."""
+    proof of locality; a data set whose files are not here is a warning, since the program may be right: one whose shapes are known
+    is checked with these."""
     from ..compiler import driver
     from ..compiler.diagnostics import CompileError
     from ..frontend import ast as A
@@ -57,8 +58,10 @@ def check_file(file: str, overrides: dict) -> tuple[list, list[dict]]:
             modules = {id(p.module): p.module for p in plan.phases}.values()
             proved = [driver.lower(m, "definition").attrs.get("locality", []) for m in modules]
             _take_proof(rows, [r for report in proved for r in report])
+            found += [replace(d, severity="warning", span=block.name_span, message=f"{d.message}: `{name}` was checked with the shapes of {e.shapes.name}")
+                      for e in absent for d in e.diagnostics if e.shapes is not None]
         except CompileError as e:
-            if absent:
+            if any(a.shapes is None for a in absent):
                 found += [replace(d, severity="warning", message=f"{d.message}: train block `{name}` was not checked") for d in e.diagnostics]
                 continue
             found += e.diagnostics

@@ -8,7 +8,7 @@ from .errors import UserError
 from .options import dims, known_passes, pass_options, settings
 from .programs import read_ir, targets
 
-STAGES = ("ast", "nn", "tensor", "fused", "loop", "llvm", "opencl")
+STAGES = ("ast", "nn", "plasticity", "tensor", "fused", "loop", "llvm", "opencl")
 
 
 def ir_command(args) -> int:
@@ -20,6 +20,9 @@ def ir_command(args) -> int:
     after = args.after
     if stage is not None and stage not in STAGES:
         after, stage = stage, None                           # a pass's name is taken for "after it"
+    explain = stage == "plasticity"
+    if explain:
+        after, stage = after or "plasticity", None
     if after is not None:
         if stage not in (None, "tensor", "fused", "loop", "nn"):
             raise UserError(f"--after {after} and --stage {stage} exclude each other")
@@ -42,9 +45,28 @@ def ir_command(args) -> int:
         return OK
     else:
         module = driver.lower(target.module, stage or "tensor", options)
+    if explain:
+        print(updates_text(module.attrs.get("locality", [])))
     if not args.diff:
         sys.stdout.write(print_module(module, locs=not args.no_locs, elide=None if args.full else 16))
     return OK
+
+
+def updates_text(report: list[dict]) -> str:
+    """What each learning rule updates and reads, as comments above the IR."""
+    if not report:
+        return "// no learning rules: nothing learns but by minimize"
+    groups: dict[tuple, list[dict]] = {}
+    for row in report:
+        groups.setdefault((row["layer"], row["function"]), []).append(row)
+    out = []
+    for (layer, function), rows in groups.items():
+        first = rows[0]
+        out += [f"// {first['rule']} teaches {layer or 'the model'}: {first['verdict']}",
+                f"//   updates    {', '.join(r['parameter'] for r in rows)}   by @{function}",
+                f"//   reads      {', '.join(first['reads']) or '-'}",
+                f"//   broadcast  {'; '.join(first['broadcast']) or '-'}"]
+    return "\n".join(out)
 
 
 def _known(name: str, stage: str | None) -> None:
