@@ -8,8 +8,9 @@ import pytest
 pytest.importorskip("llvmlite")
 
 from engram.codegen.cpu import vecmath
+from engram.codegen.cpu.compile import load
 from engram.codegen.cpu.irtext import Fn, Module, vec
-from engram.codegen.cpu.target import _describe, load
+from engram.codegen.cpu.target import _describe
 
 ULP = {"tan": 2, "sinh": 2, "cosh": 2}          # all within 2; the op table allows some more
 

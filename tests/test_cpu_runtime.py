@@ -13,8 +13,9 @@ import pytest
 pytest.importorskip("llvmlite")
 
 from engram.codegen.cpu import runtime
+from engram.codegen.cpu.compile import load
 from engram.codegen.cpu.irtext import Fn, Module
-from engram.codegen.cpu.target import host_target, load
+from engram.codegen.cpu.target import host_target
 
 ROUNDS = 200
 
@@ -119,7 +120,8 @@ def test_exit_right_after_a_launch_is_clean():
     program = textwrap.dedent("""
         from engram.codegen.cpu import runtime
         from engram.codegen.cpu.irtext import Fn, Module
-        from engram.codegen.cpu.target import host_target, load
+        from engram.codegen.cpu.compile import load
+        from engram.codegen.cpu.target import host_target
         m = Module(host_target())
         Fn(m, "void @nothing(ptr %rt, i64 %tid, i64 %n, ptr %args)").finish()
         lib = load(m.text(), ["nothing"])

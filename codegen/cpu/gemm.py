@@ -21,11 +21,12 @@ from __future__ import annotations
 import functools
 import threading
 
+from .compile import Library, compile_many
 from .gemm_base import ARG_INDEX, ARGS, Tiling, scratch_bytes, symbol, tiling
 from .gemm_pack import Pack
 from .gemm_tile import Tiles
 from .irtext import Fn
-from .target import CpuTarget, Library, compile_many, host_target
+from .target import CpuTarget, host_target
 
 
 class _Gen(Pack, Tiles):

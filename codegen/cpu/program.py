@@ -13,11 +13,12 @@ import numpy as np
 
 from ...compiler.diagnostics import RuntimeError_
 from ...compiler.ir.core import Func, Module
+from .compile import Library, compile_many
 from .contract import GEMM_DTYPES
 from .emit import Emitter, n_inputs
 from .gemm import gemm_address, scratch_bytes, symbol
 from .runtime import Interruptible, Memory, Runtime, default_threads, runtime, symbols
-from .target import CpuTarget, Library, compile_many, host_target
+from .target import CpuTarget, host_target
 
 ALIGN = 64
 

@@ -14,7 +14,8 @@ import signal
 import threading
 
 from . import runtime_ir as ir
-from .target import host_target, load
+from .compile import load
+from .target import host_target
 
 DEFAULT_SCRATCH = 4 << 20
 

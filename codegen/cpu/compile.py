@@ -1,0 +1,175 @@
+"""From LLVM text to a callable address: the bounded pass pipeline, the cache of objects, the compile threads, loading.
+
+Holds no knowledge about tensors or loops. Texts are compiled by a pool of threads (`submit`), one module and one LLVM
+context each. llvmlite guards every call with one lock for the whole process, so its threads only take turns; LLVM itself
+needs no such lock for modules in contexts of their own, and the three calls that take the time are made around it.
+"""
+from __future__ import annotations
+
+import ctypes
+import functools
+import hashlib
+import itertools
+import os
+import threading
+from concurrent.futures import Future, ThreadPoolExecutor
+
+from ...compiler.cache_dir import read_cached, write_cached
+from .target import CpuTarget, host_target
+
+# Bumped when the pass pipeline below changes: part of every object's cache key.
+PIPELINE = "2"
+
+# ---------------------------------------------------------------- compilation
+
+_local = threading.local()
+_making = threading.Lock()               # registering LLVM's targets is not for two threads at once
+
+
+def _target_machine(target: CpuTarget):
+    """One per thread: LLVM's are not to be shared."""
+    known = _local.__dict__.setdefault("machines", {})
+    if target not in known:
+        known[target] = _new_target_machine(target)
+    return known[target]
+
+
+def _new_target_machine(target: CpuTarget):
+    import llvmlite.binding as llvm
+    with _making:
+        llvm.initialize_all_targets()
+        llvm.initialize_all_asmprinters()
+    # Position-independent code: JIT memory can be further than 2 GB from libm.
+    return llvm.Target.from_triple(target.triple).create_target_machine(
+        cpu=target.cpu, features=target.features, opt=2, reloc="pic", codemodel="small", jit=True)
+
+
+@functools.cache
+def _unlocked(name: str):
+    """A function of llvmlite's library without llvmlite's lock around it."""
+    from llvmlite.binding import ffi
+    locked, free = getattr(ffi.lib, name), getattr(ctypes.CDLL(ffi.lib._name), name)
+    free.argtypes, free.restype = locked.argtypes, locked.restype
+    return free
+
+
+def optimise_and_emit(text: str, target: CpuTarget, *, assembly: bool = False, optimise: bool = True):
+    """LLVM text -> object bytes (or assembly text). Vector code comes in ready made, so LLVM's vectorisers and
+    unrollers stay off: they would only cost time."""
+    import llvmlite.binding as llvm
+    from llvmlite.binding import ffi
+    tm, context = _target_machine(target), llvm.create_context()
+    with ffi.OutputString() as problem:
+        made = _unlocked("LLVMPY_ParseAssembly")(context, text.encode(), problem)
+        if not made:
+            raise RuntimeError(f"LLVM cannot parse what was generated: {problem}")
+    with llvm.ModuleRef(made, context) as module:
+        module.triple = target.triple
+        if optimise:
+            options = llvm.create_pipeline_tuning_options(speed_level=1)
+            options.loop_vectorization = options.slp_vectorization = False
+            options.loop_unrolling = options.loop_interleaving = False
+            builder = llvm.create_pass_builder(tm, options)
+            _unlocked("LLVMPY_RunNewModulePassManager")(builder.getModulePassManager(), module, builder)
+        if assembly:
+            return tm.emit_assembly(module)
+        with ffi.OutputString() as problem:
+            buffer = _unlocked("LLVMPY_TargetMachineEmitToMemory")(tm, module, 1, problem)
+            if not buffer:
+                raise RuntimeError(f"LLVM cannot emit what was generated: {problem}")
+        try:
+            return ctypes.string_at(ffi.lib.LLVMPY_GetBufferStart(buffer), ffi.lib.LLVMPY_GetBufferSize(buffer))
+        finally:
+            ffi.lib.LLVMPY_DisposeMemoryBuffer(buffer)
+
+
+@functools.cache
+def _target_key(target: CpuTarget) -> bytes:
+    import llvmlite
+    return "|".join((llvmlite.__version__, PIPELINE, target.triple, target.cpu, target.features)).encode()
+
+
+def object_key(text: str, target: CpuTarget) -> str:
+    """The name under which the object made from `text` is cached."""
+    return hashlib.sha256(_target_key(target) + b"\0" + text.encode()).hexdigest()
+
+
+def compile_text(text: str, target: CpuTarget | None = None) -> bytes:
+    """Object bytes for `text`, from the disk cache where possible."""
+    target = target or host_target()
+    name = object_key(text, target)
+    blob = read_cached("obj", name)
+    if blob is None:
+        blob = optimise_and_emit(text, target)
+        write_cached("obj", name, blob)
+    return blob
+
+
+# ---------------------------------------------------------------- compile threads
+
+_pool: ThreadPoolExecutor | None = None
+_pool_lock = threading.Lock()
+
+
+def submit(text: str, target: CpuTarget) -> Future[bytes]:
+    """`compile_text` on one of the compile threads: as many as there are processors."""
+    global _pool
+    with _pool_lock:
+        if _pool is None:
+            _pool = ThreadPoolExecutor(os.cpu_count() or 1, "engram-compile")
+        return _pool.submit(compile_text, text, target)
+
+
+def _after_fork() -> None:
+    """A child process has none of its parent's threads."""
+    global _pool, _pool_lock, _making
+    _pool, _pool_lock, _making = None, threading.Lock(), threading.Lock()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)
+
+
+def compile_many(texts: list[str], target: CpuTarget | None = None) -> list[bytes]:
+    """Object bytes of several modules, compiled side by side."""
+    target = target or host_target()
+    return [f.result() for f in [submit(text, target) for text in texts]]
+
+
+# ---------------------------------------------------------------- loading
+
+@functools.cache
+def _jit(target: CpuTarget):
+    import llvmlite.binding as llvm
+    return llvm.create_lljit_compiler(_target_machine(target), use_jit_link=False, suppress_errors=False)
+
+
+_library_number = itertools.count()
+
+
+class Library:
+    """Loaded machine code: `address(symbol)`; unloaded when the last reference goes."""
+
+    def __init__(self, blobs: list[bytes], exports: list[str], imports: dict[str, int] | None = None,
+                 target: CpuTarget | None = None):
+        import llvmlite.binding as llvm
+        self._jit = _jit(target or host_target())
+        builder = llvm.JITLibraryBuilder()
+        for blob in blobs:
+            builder.add_object_img(blob)
+        builder.add_current_process()
+        for name, address in (imports or {}).items():
+            builder.import_symbol(name, address)
+        for name in exports:
+            builder.export_symbol(name)
+        self._tracker = builder.link(self._jit, f"engram{next(_library_number)}")
+
+    def address(self, symbol: str) -> int:
+        return self._tracker[symbol]
+
+
+def load(text: str, exports: list[str], imports: dict[str, int] | None = None,
+         target: CpuTarget | None = None) -> Library:
+    """Compile (or fetch) `text` and load it."""
+    target = target or host_target()
+    return Library([compile_text(text, target)], exports, imports, target)
