@@ -2,7 +2,7 @@
 PYTHON ?= python3
 
 .DEFAULT_GOAL := help
-.PHONY: help install test test-quick nightly lint bless docs tour examples bench
+.PHONY: help install test test-quick nightly lint bless docs tables tour examples bench
 
 help:            ## print these targets
 	@grep -E '^[a-z-]+: *.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## */  \1	/' | expand -t 16
@@ -27,6 +27,9 @@ bless:           ## accept the current output of the golden tests (look at the d
 
 docs:            ## write docs/reference from the tables of ops and operations, the library and the grammar
 	$(PYTHON) -m engram.docs
+
+tables:          ## compute the parser tables of frontend/grammar.lark again
+	$(PYTHON) -c "from engram.frontend import lalr; lalr.write_tables()"
 
 tour:            ## run the commands of docs/tour.md again and write down what they print now
 	$(PYTHON) docs/regenerate.py

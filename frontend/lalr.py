@@ -1,7 +1,8 @@
 """From text to tokens to reductions: LALR tables made by lark, and the loop that runs them.
 
-lark reads `grammar.lark` and computes the tables; that takes about half a second, so the tables are kept in the user's
-cache (as plain numbers and strings, keyed by grammar and lark version), and a warm start does not import lark at all.
+lark reads `grammar.lark` and computes the tables; that takes about half a second, so those of the grammar as it is come with
+Engram (`grammar.json`, plain numbers and strings; `make tables` writes it, a test says when it is old) and lark is not even
+imported. For a grammar that was changed since they are computed, once, and kept in the user's cache.
 The loop is ours for three reasons: every reduction gets the span of its text, punctuation included; words such as `state`
 become keywords only where the tables accept them; and the nesting of the result is bounded while it is built.
 It knows nothing of what a rule means (build_ast.py) and makes no error messages (syntax_errors.py).
@@ -11,11 +12,10 @@ from __future__ import annotations
 import functools
 import hashlib
 import io
-import marshal
+import json
 import pickle
 import re
 import sys
-from importlib.util import find_spec
 from pathlib import Path
 from typing import NamedTuple
 
@@ -23,8 +23,9 @@ from ..compiler.cache_dir import read_cached, write_cached
 from ..compiler.diagnostics import Span, error
 
 GRAMMAR = Path(__file__).with_name("grammar.lark")
+TABLES = GRAMMAR.with_suffix(".json")
 MAX_DEPTH = 1000                                             # levels of the finished tree, long operator chains included
-_FORMAT = 2                                                  # of the cached tables: raise when their layout changes
+_FORMAT = 3                                                  # of the stored tables: raise when their layout changes
 
 
 class Tok(NamedTuple):
@@ -86,18 +87,38 @@ class Tables:
 
 @functools.cache
 def tables() -> Tables:
-    """The tables of this grammar, from the cache or built."""
+    """The tables of this grammar."""
     grammar = GRAMMAR.read_text(encoding="utf-8")
-    # the file that states lark's version, read as text: importing lark, or asking importlib.metadata, takes 20 ms
-    lark_version = Path(find_spec("lark").origin).read_text(encoding="utf-8")
-    key = f"{_FORMAT} {lark_version} {sys.version_info[:2]} {marshal.version}\n{grammar}"
-    name = "lalr-" + hashlib.sha256(key.encode()).hexdigest()[:24]
-    raw = read_cached("frontend", name)
+    key = table_key(grammar)
+    try:
+        data = json.loads(TABLES.read_bytes())
+    except (OSError, ValueError):
+        data = {}
+    if data.get("key") == key:
+        return Tables(data)
+    raw = read_cached("frontend", "lalr-" + key)
     if raw is not None:
-        return Tables(marshal.loads(raw))
-    data = _build(grammar)
-    write_cached("frontend", name, marshal.dumps(data))
-    return Tables(data)
+        return Tables(json.loads(raw))
+    text = tables_text(grammar)
+    write_cached("frontend", "lalr-" + key, text.encode())
+    return Tables(json.loads(text))
+
+
+def table_key(grammar: str) -> str:
+    """What the tables of a grammar are known by."""
+    return hashlib.sha256(f"{_FORMAT}\n{grammar}".encode()).hexdigest()[:24]
+
+
+def tables_text(grammar: str) -> str:
+    """The tables of a grammar as JSON, a state to a line."""
+    data = {"key": table_key(grammar)} | _build(grammar)
+    states = ",\n".join(json.dumps(s, separators=(",", ":"), sort_keys=True) for s in data.pop("states"))
+    return json.dumps(data)[:-1] + f', "states": [\n{states}\n]}}\n'
+
+
+def write_tables() -> None:
+    """For `make tables`."""
+    TABLES.write_text(tables_text(GRAMMAR.read_text(encoding="utf-8")), encoding="utf-8")
 
 
 def _build(grammar: str) -> dict:
@@ -143,9 +164,22 @@ def _build(grammar: str) -> dict:
              + [(t, re.escape(punctuation[t])) for t in fixed if len(punctuation[t]) == 1])
     pattern = f"(?:{blank}|{comment})*+(?:" + "|".join(f"(?P<{t.lstrip('_') if t.startswith('__') else t}>{p})"
                                                        for t, p in order) + ")"
+    states, start, end = _numbered(states, lalr["start_states"]["start"], lalr["end_states"]["start"])
     # group names may not repeat or start with two underscores in lark's anonymous terminals: ANON_0 stands for __ANON_0
-    return {"states": states, "rules": rules, "start": lalr["start_states"]["start"], "end": lalr["end_states"]["start"],
+    return {"states": states, "rules": rules, "start": start, "end": end,
             "keywords": keywords, "punctuation": punctuation, "pattern": pattern}
+
+
+def _numbered(states: list[dict[str, int]], start: int, end: int) -> tuple[list[dict[str, int]], int, int]:
+    """The states in the order in which a walk from the start meets them: lark's numbers depend on the hash seed."""
+    number = {start: 0}
+    for old in (order := [start]):
+        for symbol in sorted(states[old]):
+            to = states[old][symbol]
+            if to >= 0 and to not in number:
+                number[to] = len(order)
+                order.append(to)
+    return [{x: number[to] if to >= 0 else to for x, to in states[old].items()} for old in order], 0, number[end]
 
 
 # ---- the loop ----------------------------------------------------------------------------------------------------

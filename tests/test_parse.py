@@ -384,8 +384,15 @@ def test_mutated_programs_never_crash():
 
 # ---- speed and caches --------------------------------------------------------------------------------------------
 
-def test_tables_are_cached_and_damage_is_repaired(tmp_path, monkeypatch):
+def test_the_tables_that_come_with_engram_are_those_of_the_grammar():
+    expected = lalr.tables_text(lalr.GRAMMAR.read_text(encoding="utf-8"))
+    assert lalr.TABLES.read_text(encoding="utf-8") == expected, "frontend/grammar.lark was changed: run `make tables`"
+
+
+def test_tables_of_a_changed_grammar_are_cached_and_damage_is_repaired(tmp_path, monkeypatch):
     monkeypatch.setenv("ENGRAM_CACHE_DIR", str(tmp_path / "cache"))
+    monkeypatch.setattr(lalr, "TABLES", tmp_path / "old.json")
+    lalr.TABLES.write_text('{"key": "of another grammar"}')
     lalr.tables.cache_clear()
     try:
         lalr.tables()

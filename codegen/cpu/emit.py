@@ -7,6 +7,7 @@ equal up to names become one LLVM function.
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable
 
 import numpy as np
 
@@ -23,7 +24,7 @@ from .target import CpuTarget
 from .values import Buf, Val, num
 
 POLL_TURNS = 256             # turns of a host-level loop between looks for Ctrl-C; shorter loops do not look (a power of 2)
-PART_CHARS = 150_000         # of LLVM text in one module of kernels
+PART_CHARS = 30_000          # of LLVM text in one module: some 40 ms of compiling, side by side with the others
 SINGLE_CYCLES = 5000.0       # a kernel below this runs on thread 0: a barrier costs about a fifth of it
 
 
@@ -41,15 +42,19 @@ def n_inputs(func: Func) -> int:
 
 
 class Emitter:
-    """One module of the loop stage to one LLVM module. After `run`: text, errors, constants, and per function what it takes."""
+    """One module of the loop stage to LLVM modules. After `run`: errors, constants, and per function what it takes.
 
-    def __init__(self, module: Module, target: CpuTarget, team: int, profile: bool = False):
+    A function is `void @f(ptr runtime, i64 tid, i64 threads, ptr args)`: args points to the addresses of its frame in the arena,
+    its arguments and its results. `ready` gets each module's text as soon as it is complete: they can be compiled side by side.
+    """
+
+    def __init__(self, module: Module, target: CpuTarget, team: int, profile: bool = False,
+                 ready: Callable[[str], object] = str):
         self.module, self.target, self.team = module, target, team
         self.profile = profile
         self.steps: list[str] = []                       # with profile: what each counter of `engram_profile` counts
-        self.text = Text(target)                         # host levels and entries
-        self.parts = [Text(target)]                      # kernels, in modules of a size that compiles in a fraction of a second
-        self.part_size = 0
+        self.ready = ready
+        self.text, self.part = Text(target), Text(target)          # the module of host levels, and of kernels, being filled
         self.errors = Errors()
         self.kernels: dict[str, str] = {}                # text -> name
         self.constants: dict[str, np.ndarray] = {}       # symbol -> value
@@ -58,16 +63,21 @@ class Emitter:
         self.polls: set[str] = set()                     # functions with loops that may be long: they look for Ctrl-C
         self.entries: dict[str, str] = {}                # function -> exported symbol
 
-    def run(self, entries: list[str]) -> list[str]:
-        """The texts of the modules that make up the program: they can be compiled side by side."""
+    def run(self, entries: list[str]) -> None:
+        """Emit these functions and all they call."""
+        self.entries = {name: symbol_of(name) for name in entries}
         for name in self._callees_first(entries):
-            func = self.module.funcs[name]
-            self.summaries[name] = _Host(self, func).emit()
-        for name in entries:
-            self._entry(self.module.funcs[name])
-        for dtype in sorted(self.gemms):
-            self.text.declare(f"declare void @engram_gemm_{dtype}(i64, i64, ptr, ptr)")
-        return [part.text() for part in [self.text, *self.parts] if part.functions]
+            self.summaries[name] = _Host(self, self.module.funcs[name]).emit()
+            self.text = self._full(self.text, PART_CHARS)
+        self._full(self.part, 0)
+        self._full(self.text, 0)
+
+    def _full(self, text: Text, limit: int) -> Text:
+        """Hands a module over once it holds more than `limit`; the one to go on with."""
+        if text.size <= limit:
+            return text
+        self.ready(text.text())
+        return Text(self.target)
 
     def _callees_first(self, entries: list[str]) -> list[str]:
         out: dict[str, None] = {}
@@ -87,27 +97,16 @@ class Emitter:
         """Whether a launch of the function looks for Ctrl-C."""
         return any(f in self.polls for f in self._callees_first([name]))
 
-    def _entry(self, func: Func) -> None:
-        symbol = self.entries[func.name] = f"engram_entry_{len(self.entries)}"
-        f = Fn(self.text, f"void @{symbol}(ptr %rt, i64 %tid, i64 %n, ptr %args)")
-        ptrs = [f.load("ptr", f.gep("ptr", "%args", str(i)), 8) for i in range(len(func.args) + 1)]
-        f.do(f"call void @{symbol_of(func.name)}(ptr %rt, i64 %tid, i64 %n, {', '.join(f'ptr {p}' for p in ptrs)})")
-        f.finish()
-
     def kernel(self, op: Op) -> tuple[str, object]:
         """(function name, its code)."""
-        part = self.parts[-1]
+        part = self.part = self._full(self.part, PART_CHARS)
         code = emit_kernel(part, op, self.errors, self.team)
         name = self.kernels.get(code.text)
         if name is None:
             name = self.kernels[code.text] = f"@k{len(self.kernels)}"
             part.functions.append(code.text.replace(NAME, name))
-            types = "".join(f", {param_type(v)}" for v in code.captured)
-            self.text.declare(f"declare void {name}(ptr, i64, i64{types})")
-            self.part_size += len(code.text)
-            if self.part_size > PART_CHARS:
-                self.parts.append(Text(self.target))
-                self.part_size = 0
+        types = "".join(f", {param_type(v)}" for v in code.captured)
+        self.text.declare(f"declare void {name}(ptr, i64, i64{types})")
         return name, code
 
     def constant(self, value: np.ndarray) -> str:
@@ -120,7 +119,8 @@ class Emitter:
 
 
 def symbol_of(name: str) -> str:
-    return '"f.' + name.replace('"', "'") + '"'
+    """A function's name for the linker; in LLVM text it stands in quotes."""
+    return "f." + name.replace('"', "'").replace("\\", "/")
 
 
 class _Host(Body):
@@ -128,19 +128,21 @@ class _Host(Body):
 
     def __init__(self, e: Emitter, func: Func):
         self.e, self.func = e, func
-        params = "".join(f", ptr %a{i}" for i in range(len(func.args)))
-        f = Fn(e.text, f"internal void @{symbol_of(func.name)}(ptr %rt, i64 %tid, i64 %n, ptr %arena{params})", "#2")
+        f = Fn(e.text, f'void @"{symbol_of(func.name)}"(ptr %rt, i64 %tid, i64 %n, ptr %args)', "#2")
         super().__init__(f, e.target, Plan(e.target), e.errors)
         self.places = Places(func, n_inputs(func))
         self.sync = Sync()
         self.accesses: set[Access] = set()
         self.params: dict[int, bool] = {}
         self.single = True
-        for i, v in enumerate(func.args):
-            self.env[v] = Buf(f"%a{i}", v.type, num(0))
+        self.position = {v: i for i, v in enumerate(func.args)}
+        self.called = 0                                  # the most pointers any callee takes
 
     def emit(self) -> Summary:
+        self.f.do("%arena = load ptr, ptr %args, align 8")
         self.block(self.func.body)
+        if self.called:
+            self.f.entry.append(f"  %callee = alloca [{self.called} x ptr], align 8")
         self.f.finish()
         position: dict[object, list[int]] = {}
         for i, v in enumerate(self.func.args):
@@ -236,6 +238,7 @@ class _Host(Body):
             self._parallel(contract.loop_kernel(op))
             return
         self.e.gemms.add(plan.dtype)
+        self.f.module.declare(f"declare void @engram_gemm_{plan.dtype}(i64, i64, ptr, ptr)")
         single = plan.cycles(self.target) < SINGLE_CYCLES
         self.step(self.of_kernel(op, single), single)
         if single:
@@ -248,9 +251,13 @@ class _Host(Body):
         summary = self.e.summaries[op.attrs["callee"]]
         self.step(summary.accesses(op, self.places), summary.single)
         f = self.f
-        arena = f.gep("i8", "%arena", str(op.attrs.get("frame", 0)))
-        args = "".join(f", ptr {self.pointer(v)}" for v in op.operands)
-        f.do(f"call void @{symbol_of(op.attrs['callee'])}(ptr %rt, i64 %tid, i64 %n, ptr {arena}{args})")
+        pointers = [f.gep("i8", "%arena", str(op.attrs.get("frame", 0))), *[self.pointer(v) for v in op.operands]]
+        self.called = max(self.called, len(pointers))
+        for i, p in enumerate(pointers):
+            f.store("ptr", p, f.gep("ptr", "%callee", str(i)), 8)
+        symbol = symbol_of(op.attrs["callee"])
+        f.module.declare(f'declare void @"{symbol}"(ptr, i64, i64, ptr)')
+        f.do(f'call void @"{symbol}"(ptr %rt, i64 %tid, i64 %n, ptr %callee)')
 
     def _sort(self, op: Op) -> None:
         self.step([Access(self.places.of[v], True, True) for v in op.operands], True)
@@ -258,6 +265,12 @@ class _Host(Body):
             super()._sort(op)
 
     # ---- memory
+
+    def buffer(self, v: Value) -> Buf:
+        """A function's own arguments are looked up where they are used: there may be a thousand of them."""
+        if (i := self.position.get(v)) is not None:
+            return Buf(self.f.load("ptr", self.f.gep("ptr", "%args", str(i + 1)), 8), v.type, num(0))
+        return super().buffer(v)
 
     def _alloc(self, op: Op) -> None:
         self.env[op.result] = Buf(self.f.gep("i8", "%arena", str(op.attrs["offset"])), op.attrs["type"], num(0))

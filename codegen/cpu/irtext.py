@@ -2,6 +2,7 @@
 types are strings, no checking is done here (LLVM's parser does it)."""
 from __future__ import annotations
 
+import re
 import struct
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -37,7 +38,13 @@ class Module:
         self.have: set[str] = set()        # names of functions emitted on demand
 
     def declare(self, line: str) -> None:
+        """A line above all functions; a function's declaration is left out again where the module defines it."""
         self.declared.setdefault(line, line)
+
+    @property
+    def size(self) -> int:
+        """Characters of its functions."""
+        return sum(map(len, self.functions))
 
     def intrinsic(self, result: str, name: str, *args: str) -> str:
         """Declare `name` and return `@name` as it is written in a call."""
@@ -45,7 +52,9 @@ class Module:
         return f"@{name}"
 
     def text(self) -> str:
-        return "\n".join([*self.declared, *self.functions, self.target.fn_attrs])
+        defined = {_name(f) for f in self.functions}
+        declared = [d for d in self.declared if not d.startswith("declare ") or _name(d) not in defined]
+        return "\n".join([*declared, *self.functions, self.target.fn_attrs])
 
 
 class Fn:
@@ -213,6 +222,14 @@ class Loop:
         else:
             self.results = [fn.op(f"phi {t} [ {init}, %{self.before} ], [ {nxt}, %{self.tail} ]", "acc")
                             for nxt, (t, init) in zip(self.next, self.carried)]
+
+
+def _name(line: str) -> str:
+    """What a declaration or definition is about: its first `@name`."""
+    return _NAME.search(line).group()
+
+
+_NAME = re.compile(r'@(?:"[^"]*"|[\w.$-]+)')
 
 
 def _int(text: str) -> bool:

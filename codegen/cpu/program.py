@@ -7,13 +7,14 @@ from __future__ import annotations
 import ctypes
 import math
 import threading
+from concurrent.futures import Future
 from dataclasses import dataclass
 
 import numpy as np
 
 from ...compiler.diagnostics import RuntimeError_
 from ...compiler.ir.core import Func, Module
-from .compile import Library, compile_many
+from .compile import Library, submit
 from .contract import GEMM_DTYPES
 from .emit import Emitter, n_inputs
 from .gemm import gemm_address, scratch_bytes, symbol
@@ -25,7 +26,9 @@ ALIGN = 64
 
 def llvm_text(module: Module, target: CpuTarget | None = None, threads: int = 1) -> str:
     """The LLVM IR of a loop-stage module."""
-    return "\n; ---- next module\n".join(Emitter(module, target or host_target(), threads).run(_entries(module)))
+    texts: list[str] = []
+    Emitter(module, target or host_target(), threads, ready=texts.append).run(_entries(module))
+    return "\n; ---- next module\n".join(texts)
 
 
 def _entries(module: Module) -> list[str]:
@@ -97,11 +100,17 @@ def compile_module(module: Module, threads: int | None = None, profile: bool = F
     target, threads = host_target(), threads or default_threads()
     if dtypes := _contracted(module):
         prepare(dtypes, target)                                   # the GEMM compiles while this module's text is written
-    emitter = Emitter(module, target, threads, profile)
     names = _entries(module)
-    texts = emitter.run(names)
+    texts: list[str] = []
+    objects: list[Future[bytes]] = []
+
+    def ready(text: str) -> None:
+        texts.append(text)
+        objects.append(submit(text, target))
+    emitter = Emitter(module, target, threads, profile, ready)
+    emitter.run(names)
     offered = ["engram_barrier", "engram_fail", "engram_profile", *emitter.constants, *(symbol(d) for d in emitter.gemms)]
-    return Compiled(target, threads, compile_many(texts, target),
+    return Compiled(target, threads, [x.result() for x in objects],
                     [x for x in offered if any(f"@{x}" in text for text in texts)],
                     [_signature(emitter, module.funcs[name]) for name in names],
                     emitter.constants, sorted(emitter.gemms), emitter.errors.items, emitter.steps)
