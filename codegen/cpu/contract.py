@@ -73,11 +73,8 @@ def _merge(dims: list[Dim]) -> list[Dim]:
     return out
 
 
-def plan(op: Op, target: CpuTarget) -> GemmPlan | None:
-    """How to call the GEMM, or None for `loop_kernel`."""
-    dtype = op.operands[0].type.dtype.name
-    if dtype not in GEMM_DTYPES or any(v.type.dtype.name != dtype for v in op.operands):
-        return None
+def contraction_groups(op: Op) -> tuple[list[Dim], list[Dim], list[Dim], list[Dim]] | None:
+    """(batch, m, n, k), merged; None for what is too small for more than code in place or sums a letter of one operand alone."""
     dims = _letters(op)
     out, lhs, rhs = (set(op.attrs[x]) for x in ("out", "lhs", "rhs"))
     total = 1
@@ -85,8 +82,18 @@ def plan(op: Op, target: CpuTarget) -> GemmPlan | None:
         total *= d.size
     if total <= SMALL or any(dims[x].size != 1 for x in (lhs ^ rhs) - out):
         return None
-    group = lambda names: _merge([dims[x] for x in names])
-    batch, ms, ns, ks = group(out & lhs & rhs), group(out & lhs - rhs), group(out & rhs - lhs), group((lhs & rhs) - out)
+    return tuple(_merge([dims[x] for x in names]) for names in (out & lhs & rhs, out & lhs - rhs, out & rhs - lhs, (lhs & rhs) - out))
+
+
+def plan(op: Op, target: CpuTarget) -> GemmPlan | None:
+    """How to call the GEMM, or None for `loop_kernel`."""
+    dtype = op.operands[0].type.dtype.name
+    if dtype not in GEMM_DTYPES or any(v.type.dtype.name != dtype for v in op.operands):
+        return None
+    found = contraction_groups(op)
+    if found is None:
+        return None
+    batch, ms, ns, ks = found
     unit = Dim(1, 1, 1, 1)
 
     if len(ms) <= 1 and len(ns) <= 1 and len(ks) <= 1:
@@ -151,9 +158,7 @@ def emit_gemm(host, op: Op, p: GemmPlan, tid: str, threads: str) -> None:
     elem = mem_elem(out.type.dtype)
     args = f.alloca(f"[{len(ARGS)} x i64]")
     base = {"a": host.pointer(lhs), "b": host.pointer(rhs), "c": host.pointer(out)}
-    scratch_at = f.op("getelementptr i8, ptr %rt, i64 " + str(_scratch_offset()))
-    each = f.load("i64", f.gep("i8", scratch_at, "8"), 8)
-    scratch = f.op(f"getelementptr i8, ptr {f.load('ptr', scratch_at, 8)}, i64 {f.imul(each, tid)}")
+    scratch = thread_scratch(f, tid)
 
     def put(name: str, value: str | int) -> None:
         f.store("i64", str(value), f.gep("i64", args, str(ARG_INDEX[name])), 8)
@@ -187,9 +192,12 @@ def emit_gemm(host, op: Op, p: GemmPlan, tid: str, threads: str) -> None:
     nest(p.batch[2:], dict.fromkeys("abc", "0"))
 
 
-def _scratch_offset() -> int:
+def thread_scratch(f, tid: str) -> str:
+    """This thread's packing memory."""
     from .runtime_ir import RT_SCRATCH
-    return RT_SCRATCH
+    at = f.op(f"getelementptr i8, ptr %rt, i64 {RT_SCRATCH}")
+    each = f.load("i64", f.gep("i8", at, "8"), 8)
+    return f.op(f"getelementptr i8, ptr {f.load('ptr', at, 8)}, i64 {f.imul(each, tid)}")
 
 
 def _indexed(names: str, env: dict[str, Value]) -> list[Value]:

@@ -14,6 +14,8 @@ import numpy as np
 from ...compiler.ir.core import Block, Func, Module, Op, Value
 from ...compiler.ir.types import BufferType, i64
 from . import contract
+from .direct import plan as plan_direct
+from .direct_code import emit_direct
 from .emit_kernel import NAME, Body, Errors, emit_kernel, param_type
 from .irtext import Fn
 from .irtext import Module as Text
@@ -55,6 +57,7 @@ class Emitter:
         self.steps: list[str] = []                       # with profile: what each counter of `engram_profile` counts
         self.ready = ready
         self.text, self.part = Text(target), Text(target)          # the module of host levels, and of kernels, being filled
+        self.written: set[str] = set()                   # functions that have a module of their own
         self.errors = Errors()
         self.kernels: dict[str, str] = {}                # text -> name
         self.constants: dict[str, np.ndarray] = {}       # symbol -> value
@@ -108,6 +111,12 @@ class Emitter:
         types = "".join(f", {param_type(v)}" for v in code.captured)
         self.text.declare(f"declare void {name}(ptr, i64, i64{types})")
         return name, code
+
+    def add_module(self, name: str, make: Callable[[], Text]) -> None:
+        """A module of its own for a function that is written for one shape, unless it is there already."""
+        if name not in self.written:
+            self.written.add(name)
+            self.ready(make().text())
 
     def constant(self, value: np.ndarray) -> str:
         value = np.ascontiguousarray(value)
@@ -233,19 +242,21 @@ class _Host(Body):
     def _contract(self, op: Op) -> None:
         if op.operands[0].type.numel == 0:
             return
-        plan = contract.plan(op, self.target)
+        plan, emit = plan_direct(op, self.target, self.e.team), emit_direct
+        if plan is None:
+            plan, emit = contract.plan(op, self.target), contract.emit_gemm
         if plan is None:
             self._parallel(contract.loop_kernel(op))
             return
-        self.e.gemms.add(plan.dtype)
+        self.e.gemms.add(plan.dtype)                         # whose packing memory both use
         self.f.module.declare(f"declare void @engram_gemm_{plan.dtype}(i64, i64, ptr, ptr)")
         single = plan.cycles(self.target) < SINGLE_CYCLES
         self.step(self.of_kernel(op, single), single)
         if single:
             with self.f.when(self.f.icmp("eq", "%tid", "0")):
-                contract.emit_gemm(self, op, plan, "0", "1")
+                emit(self, op, plan, "0", "1")
         else:
-            contract.emit_gemm(self, op, plan, "%tid", "%n")
+            emit(self, op, plan, "%tid", "%n")
 
     def _call(self, op: Op) -> None:
         summary = self.e.summaries[op.attrs["callee"]]
