@@ -260,14 +260,15 @@ def contraction(out, lhs, rhs, sizes: dict, lhs_memory, rhs_memory, dot) -> list
 @define("tensor.dot_general")
 def _dot_general(ev, op, xs):
     x, y = xs
+    dtype = op.attrs.get("dtype") or x.dtype
     lb, rb, lc, rc = (list(op.attrs[k]) for k in ("lhs_batch", "rhs_batch", "lhs_contract", "rhs_contract"))
     lhs = [("batch", lb.index(d)) if d in lb else ("k", lc.index(d)) if d in lc else ("lhs", d) for d in range(len(x.shape))]
     rhs = [("batch", rb.index(d)) if d in rb else ("k", rc.index(d)) if d in rc else ("rhs", d) for d in range(len(y.shape))]
     out = [("batch", i) for i in range(len(lb))] + [c for c in lhs if c[0] == "lhs"] + [c for c in rhs if c[0] == "rhs"]
     sizes = dict(zip(lhs + rhs, x.shape + y.shape))
     sums = contraction(out, lhs, rhs, sizes, (x.data, 0, row_major(x.shape)), (y.data, 0, row_major(y.shape)),
-                       exact_dot if x.dtype.is_float else int_dot)
-    return [ev.round(sums, x.dtype)]
+                       exact_dot if dtype.is_float else int_dot)
+    return [ev.round(sums, dtype)]
 
 
 # ---- run-time positions ------------------------------------------------------------------------------------------------

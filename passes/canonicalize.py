@@ -280,7 +280,7 @@ def transpose_of_dot(b, op):
     if nl == 0 or nl + nb == rank:
         return None
     if list(op.attrs["perm"]) == [*range(nb), *range(nb + nl, rank), *range(nb, nb + nl)]:     # (x y)^T = y^T x^T: swap the operands
-        swapped = {"lhs_batch": a["rhs_batch"], "rhs_batch": a["lhs_batch"], "lhs_contract": a["rhs_contract"], "rhs_contract": a["lhs_contract"]}
+        swapped = {**a, "lhs_batch": a["rhs_batch"], "rhs_batch": a["lhs_batch"], "lhs_contract": a["rhs_contract"], "rhs_contract": a["lhs_contract"]}
         return b.op("tensor.dot_general", [y, x], swapped).result
 
 

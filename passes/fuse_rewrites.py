@@ -3,6 +3,7 @@
 * scf.if with a few cheap number ops in its branches     ->  both, and a select
 * y + scatter_add(0, i, u)                               ->  scatter_add(y, i, u)
 * pad(a) + pad(b) + ..., side by side along one dim     ->  concat(a, b, ...)
+* dot_general(cast(a), cast(b)), casts that keep every value  ->  dot_general(a, b) {dtype}, which reads the narrow ones
 * fold_windows(w . g), the gradient of a convolution     ->  reversed w . windows(padded g), which stores no windows
 """
 from __future__ import annotations
@@ -10,7 +11,7 @@ from __future__ import annotations
 from ..compiler.ir.builder import Builder
 from ..compiler.ir.core import Block, Op, Value, clone_op, rewrite, uses
 from ..compiler.ir.opdef import OPS
-from ..compiler.ir.types import TensorType
+from ..compiler.ir.types import TensorType, accumulator, widens
 from .cost import cost
 from .fuse_graph import separate_windows
 
@@ -29,6 +30,8 @@ def rewrite_block(block: Block) -> None:
             return _select(op, out)
         if op.name == "tensor.add":
             return _scatter(op, out, once) or _side_by_side(op, out, used)
+        if op.name == "tensor.dot_general":
+            return _narrow_operands(op, out)
         if op.name == "tensor.fold_windows" and not separate_windows(op):
             return _transposed_convolution(op, out, once)
         return None
@@ -140,6 +143,18 @@ def _part(op: Op) -> tuple[int, int, int, Value] | None:
         return None
     lo = op.attrs["low"][dims[0]]
     return dims[0], lo, lo + x.type.shape[dims[0]], x
+
+
+def _narrow_operands(op: Op, out: Block) -> list[Value] | None:
+    dtype = op.result.type.dtype
+    new = []
+    for v in op.operands:
+        o = v.owner
+        widened = isinstance(o, Op) and o.name == "tensor.cast" and widens(o.operands[0].type.dtype, dtype)
+        new.append(o.operands[0] if widened else v)
+    if new == list(op.operands) or accumulator(dtype) is not dtype:
+        return None
+    return [Builder(out, op.loc).op(op.name, new, {**op.attrs, "dtype": dtype}).result]
 
 
 def _transposed_convolution(op: Op, out: Block, once) -> list[Value] | None:

@@ -222,7 +222,7 @@ class _Deferred:
         if self.op.name == "tensor.reduce_sum":
             y = b.sum(xs[0], [0] + [i + 1 for i in self.op.attrs["dims"]])
         else:
-            attrs = {k: [0, *(i + 1 for i in v)] if k.endswith("contract") else list(v) for k, v in self.op.attrs.items()}
+            attrs = {k: [0, *(i + 1 for i in v)] if k.endswith("contract") else v for k, v in self.op.attrs.items()}
             y = b.op("tensor.dot_general", xs, attrs).result
         return y if self.perm is None else b.transpose(y, self.perm)
 

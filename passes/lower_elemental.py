@@ -11,7 +11,7 @@ from collections.abc import Callable
 from ..compiler.ir.core import Op, Value
 from ..compiler.ir.dims import product
 from ..compiler.ir.opdef import OPS
-from ..compiler.ir.types import DType, bf16, f16, f32, i64
+from ..compiler.ir.types import DType, accumulator, i64
 from .cost import UNROLLED
 from .lower_kernel import Index, Kernel, Scope
 
@@ -223,11 +223,6 @@ class BufferLeaf(Leaf):
 
 
 # ---- reductions --------------------------------------------------------------------------------------------------------
-
-
-def accumulator(dtype: DType) -> DType:
-    """What sums and products of a dtype are kept in."""
-    return f32 if dtype in (f16, bf16) else dtype
 
 
 def reducer(op: Op) -> str:

@@ -26,8 +26,7 @@ def start(body, op: Op, shape) -> tuple[Kernel, Elements, tuple[Value, ...]]:
 def dot_general(body, op: Op, pos: int) -> None:
     x, y = op.operands
     a = op.attrs
-    dtype = op.result.type.dtype
-    if not dtype.is_float or small_contraction(op):
+    if small_contraction(op):
         body.group([op], [op.result], pos, body.leaf, op.loc)
         return
     left, right = body.in_memory(x, op.loc), body.in_memory(y, op.loc)

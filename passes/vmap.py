@@ -247,7 +247,7 @@ def _scatter_add(r, b, op):
 @rule("dot_general")
 def _dot(r, b, op):
     x, y = op.operands
-    a = {k: list(v) for k, v in op.attrs.items()}
+    a = dict(op.attrs)
     nb = len(a["lhs_batch"])
     for side, v in (("lhs", x), ("rhs", y)):
         if r.on(v):

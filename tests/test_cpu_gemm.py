@@ -30,7 +30,6 @@ class Gemm:
 
     def __call__(self, a, b, c, accumulate=False, threads=1, tables=None):
         """a: [b0, b1, m, k], b: [b0, b1, k, n], c: [b0, b1, m, n], any strides."""
-        size = a.itemsize
         args = np.zeros(len(gemm.ARGS), np.int64)
 
         def put(**values):
@@ -38,7 +37,7 @@ class Gemm:
                 args[gemm.ARG_INDEX[name]] = v
         put(batch0=c.shape[0], batch1=c.shape[1], m=c.shape[2], n=c.shape[3], k=a.shape[3], accumulate=accumulate)
         for x, array in (("a", a), ("b", b), ("c", c)):
-            s = [v // size for v in array.strides]
+            s = [v // array.itemsize for v in array.strides]
             put(**{x: array.ctypes.data, f"{x}_b0": s[0], f"{x}_b1": s[1], f"{x}_rs": s[2], f"{x}_cs": s[3]})
         if tables is not None:
             put(tables=1, **{n: t.ctypes.data for n, t in zip(("a_rs", "a_cs", "b_rs", "b_cs"), tables)})

@@ -13,7 +13,7 @@ import numpy as np
 from ...compiler.ir.builder import Builder
 from ...compiler.ir.core import Block, Op, Value
 from ...compiler.ir.types import ScalarType, f32, i64
-from .gemm import ARG_INDEX, ARGS
+from .gemm_base import ARG_INDEX, ARGS, MEMORY_TYPE, dtypes_of, kind_of, symbol
 from .scalars import mem_elem
 from .target import CpuTarget
 
@@ -35,7 +35,7 @@ class Dim:
 class GemmPlan:
     """`swapped`: lhs and rhs (and the roles of m and n) change places. `tables`: offsets a(m), a(k), b(k), b(n)."""
 
-    dtype: str
+    kind: str
     m: Dim
     n: Dim
     k: Dim
@@ -47,7 +47,7 @@ class GemmPlan:
         work = self.m.size * self.n.size * self.k.size
         for d in self.batch:
             work *= d.size
-        return work / target.lanes(self.dtype)
+        return work / target.lanes(dtypes_of(self.kind)[0])
 
 
 def _letters(op: Op) -> dict[str, Dim]:
@@ -73,6 +73,12 @@ def _merge(dims: list[Dim]) -> list[Dim]:
     return out
 
 
+def kind(op: Op) -> str | None:
+    """The kind of GEMM for the op's dtypes, operands not swapped; None when there is none."""
+    dtype, *sides = (v.type.dtype.name for v in op.operands)
+    return kind_of(dtype, *sides) if dtype in GEMM_DTYPES and all(d in MEMORY_TYPE for d in sides) else None
+
+
 def contraction_groups(op: Op) -> tuple[list[Dim], list[Dim], list[Dim], list[Dim]] | None:
     """(batch, m, n, k), merged; None for what is too small for more than code in place or sums a letter of one operand alone."""
     dims = _letters(op)
@@ -87,9 +93,9 @@ def contraction_groups(op: Op) -> tuple[list[Dim], list[Dim], list[Dim], list[Di
 
 def plan(op: Op, target: CpuTarget) -> GemmPlan | None:
     """How to call the GEMM, or None for `loop_kernel`."""
-    dtype = op.operands[0].type.dtype.name
-    if dtype not in GEMM_DTYPES or any(v.type.dtype.name != dtype for v in op.operands):
+    if kind(op) is None:
         return None
+    dtype, *sides = (v.type.dtype.name for v in op.operands)
     found = contraction_groups(op)
     if found is None:
         return None
@@ -100,7 +106,11 @@ def plan(op: Op, target: CpuTarget) -> GemmPlan | None:
         m, n, k = (g[0] if g else unit for g in (ms, ns, ks))
         if m.c != 1 and n.c != 1:
             return None
-        return GemmPlan(dtype, m, n, k, batch)
+        # n runs along C; a column is computed as a row
+        swapped = n.c != 1 or (n.size == 1 and m.c == 1)
+        if swapped:
+            m, n, k, *batch = (Dim(d.size, d.b, d.a, d.c) for d in (n, m, k, *batch))
+        return GemmPlan(_kind(dtype, sides, swapped), m, n, k, batch, swapped)
     # out's unit stride has to be n's; rows and columns of out have to step evenly
     swapped = not any(d.c == 1 for d in ns) and any(d.c == 1 for d in ms)
     if swapped:
@@ -115,11 +125,15 @@ def plan(op: Op, target: CpuTarget) -> GemmPlan | None:
     if m.size * n.size * k.size < 512:
         return None
     if len(m_dims) <= 1 and len(n_dims) <= 1 and len(ks) <= 1:
-        return GemmPlan(dtype, m, n, k, batch, swapped)
+        return GemmPlan(_kind(dtype, sides, swapped), m, n, k, batch, swapped)
     tables = tuple(_offsets(g, x) for g, x in ((m_dims, "a"), (ks, "a"), (ks, "b"), (n_dims, "b")))
     if any(t is None for t in tables):
         return None
-    return GemmPlan(dtype, m, n, k, batch, swapped, tables)
+    return GemmPlan(_kind(dtype, sides, swapped), m, n, k, batch, swapped, tables)
+
+
+def _kind(dtype: str, sides: list[str], swapped: bool) -> str:
+    return kind_of(dtype, *(reversed(sides) if swapped else sides))
 
 
 def _even(dims: list[Dim]) -> tuple[list[Dim], list[Dim]]:
@@ -155,7 +169,7 @@ def emit_gemm(host, op: Op, p: GemmPlan, tid: str, threads: str) -> None:
     out, lhs, rhs = op.operands
     if p.swapped:
         lhs, rhs = rhs, lhs
-    elem = mem_elem(out.type.dtype)
+    elems = {x: mem_elem(v.type.dtype) for x, v in (("a", lhs), ("b", rhs), ("c", out))}
     args = f.alloca(f"[{len(ARGS)} x i64]")
     base = {"a": host.pointer(lhs), "b": host.pointer(rhs), "c": host.pointer(out)}
     scratch = thread_scratch(f, tid)
@@ -187,8 +201,8 @@ def emit_gemm(host, op: Op, p: GemmPlan, tid: str, threads: str) -> None:
                 nest(dims[1:], {x: f.iadd(offsets[x], f.imul(i.index, str(getattr(dims[0], x)))) for x in "abc"})
             return
         for x in "abc":
-            put(x, f.op(f"ptrtoint ptr {f.gep(elem, base[x], offsets[x])} to i64"))
-        f.do(f"call void @engram_gemm_{p.dtype}(i64 {tid}, i64 {threads}, ptr {scratch}, ptr {args})")
+            put(x, f.op(f"ptrtoint ptr {f.gep(elems[x], base[x], offsets[x])} to i64"))
+        f.do(f"call void @{symbol(p.kind)}(i64 {tid}, i64 {threads}, ptr {scratch}, ptr {args})")
     nest(p.batch[2:], dict.fromkeys("abc", "0"))
 
 

@@ -65,6 +65,11 @@ class DirectPlan:
         return -(-self.n.size // (self.nw * target.lanes(self.dtype)))
 
     @property
+    def kind(self) -> str:
+        """The GEMM whose packing memory it uses."""
+        return self.dtype
+
+    @property
     def units(self) -> int:
         return _size(self.outer)
 

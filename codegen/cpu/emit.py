@@ -17,6 +17,7 @@ from . import contract
 from .direct import plan as plan_direct
 from .direct_code import emit_direct
 from .emit_kernel import NAME, Body, Errors, emit_kernel, param_type
+from .gemm_base import symbol
 from .irtext import Fn
 from .irtext import Module as Text
 from .lanes import Plan, constant, trips
@@ -248,8 +249,8 @@ class _Host(Body):
         if plan is None:
             self._parallel(contract.loop_kernel(op))
             return
-        self.e.gemms.add(plan.dtype)                         # whose packing memory both use
-        self.f.module.declare(f"declare void @engram_gemm_{plan.dtype}(i64, i64, ptr, ptr)")
+        self.e.gemms.add(plan.kind)                         # whose packing memory both use
+        self.f.module.declare(f"declare void @{symbol(plan.kind)}(i64, i64, ptr, ptr)")
         single = plan.cycles(self.target) < SINGLE_CYCLES
         self.step(self.of_kernel(op, single), single)
         if single:

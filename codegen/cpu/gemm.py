@@ -54,8 +54,8 @@ class _Gen(Pack, Tiles):
         direct, unit_b = "false", "false"
         if not tables:
             unit_b = f.icmp("eq", "%bcs", "1")
-            direct = f.both(few, unit_b)
-            if not self.target.masked:
+            direct = f.both(few, unit_b) if self.same["b"] else "false"
+            if not self.target.masked and self.same["b"]:
                 direct = f.both(direct, f.icmp("eq", f.urem("%n", str(t.nr)), "0"))
         step = f.op(f"call i64 {f.module.intrinsic('i64', 'llvm.smax.i64', 'i64', 'i64')}(i64 {kc}, i64 1)")
         spans = f.udiv(f.iadd("%n", str(t.nc - 1)), str(t.nc))
@@ -68,7 +68,7 @@ class _Gen(Pack, Tiles):
             with f.loop("0", f.op("call i64 @llvm.smax.i64(i64 %k, i64 1)"), step) as pc:
                 k_here = f.imin(kc, f.isub("%k", pc.index))
                 first = f.both("%overwrite", f.icmp("eq", pc.index, "0"))
-                b_block = "%b" if tables else f.gep(e, "%b", f.iadd(f.imul(pc.index, "%brs"), f.imul(jc.index, "%bcs")))
+                b_block = "%b" if tables else f.gep(self.eb, "%b", f.iadd(f.imul(pc.index, "%brs"), f.imul(jc.index, "%bcs")))
                 # whole panels that lie row by row are packed by the first tiles that use them
                 late = f.both(f.op(f"xor i1 {few}, true"), unit_b)
                 unpacked = f.op(f"select i1 {late}, i64 {self.whole_panels(f, n_here)}, i64 0")
@@ -78,14 +78,14 @@ class _Gen(Pack, Tiles):
                             src = (f"ptr %b, ptr {f.gep('i32', '%bcs', f.iadd(jc.index, j.index))}, "
                                    f"ptr {f.gep('i32', '%brs', pc.index)}")
                         else:
-                            src = f"ptr {f.gep(e, b_block, f.imul(j.index, '%bcs'))}, i64 %bcs, i64 %brs"
+                            src = f"ptr {f.gep(self.eb, b_block, f.imul(j.index, '%bcs'))}, i64 %bcs, i64 %brs"
                         f.do(f"call void @pack_b{'_tables' if tables else ''}(ptr {f.gep(e, packed_b, f.imul(j.index, k_here))}, "
                              f"{src}, i64 {t.nr}, i64 {f.isub(n_here, j.index)}, i64 {k_here})")
                 with f.loop("0", "%m", str(t.mc)) as ic:
                     m_here = f.imin(str(t.mc), f.isub("%m", ic.index))
                     pairs = f.udiv(f.iadd(m_here, "1"), "2")
                     panels = f.udiv(f.iadd(pairs, str(t.mr // 2 - 1)), str(t.mr // 2))
-                    a_block = "%a" if tables else f.gep(e, "%a", f.iadd(f.imul(ic.index, "%ars"), f.imul(pc.index, "%acs")))
+                    a_block = "%a" if tables else f.gep(self.ea, "%a", f.iadd(f.imul(ic.index, "%ars"), f.imul(pc.index, "%acs")))
                     c_block = f.gep(e, "%c", f.iadd(f.imul(ic.index, "%ldc"), jc.index))
 
                     def panel(index: str) -> tuple[str, str, str]:
@@ -98,7 +98,7 @@ class _Gen(Pack, Tiles):
                             src = (f"ptr %a, ptr {f.gep('i32', '%ars', f.iadd(ic.index, row))}, "
                                    f"ptr {f.gep('i32', '%acs', pc.index)}")
                         else:
-                            src = f"ptr {f.gep(e, a_block, f.imul(row, '%ars'))}, i64 %ars, i64 %acs"
+                            src = f"ptr {f.gep(self.ea, a_block, f.imul(row, '%ars'))}, i64 %ars, i64 %acs"
                         f.do(f"call void @pack_a{'_tables' if tables else ''}(ptr {f.gep(e, packed_a, f.imul(row, k_here))}, "
                              f"{src}, i64 {height}, i64 {f.imin(valid, height)}, i64 {k_here})")
                     # A's panel stays in L1 and B's come from L2, so C is walked along its rows: down its columns, a
@@ -123,8 +123,8 @@ class _Gen(Pack, Tiles):
     def first_or_any_tile(self, f, temporary, b_block, direct, unpacked, j, row, packed, k, a_panel, c_tile, cols, rows, first,
                           height) -> None:
         """A tile of the plain kind: the first row of tiles finds B unpacked and packs it."""
-        e, t = self.e, self.t
-        here = f.gep(e, b_block, j)
+        t = self.t
+        here = f.gep(self.eb, b_block, j)
         packs, plain, done = f.new_label("packs"), f.new_label("plain"), f.new_label("tile.done")
         f.branch(f.both(f.icmp("eq", row, "0"), f.icmp("slt", j, unpacked)), packs, plain)
         f.label(packs)
@@ -149,15 +149,15 @@ class _Gen(Pack, Tiles):
                 f.store(e, self.zero, f.gep(e, "%c", f.iadd(f.imul("%ldc", str(i)), j.index)), self.size)
 
         def rows(k: str, count: int, j0: str, j1: str) -> None:
-            xs = [[f.load(e, f.gep(e, "%a", f.iadd(f.imul("%ars", str(i)), f.imul(f.iadd(k, str(d)), "%acs"))),
-                          self.size) for d in range(count)] for i in range(m)]
+            xs = [[self.load_side(f, "a", f.gep(self.ea, "%a", f.iadd(f.imul("%ars", str(i)), f.imul(f.iadd(k, str(d)), "%acs"))))
+                   for d in range(count)] for i in range(m)]
             vs = [[self.splat(f, x) for x in row] for row in xs]
-            bs = [f.gep(e, "%b", f.imul(f.iadd(k, str(d)), "%brs")) for d in range(count)]
+            bs = [f.gep(self.eb, "%b", f.imul(f.iadd(k, str(d)), "%brs")) for d in range(count)]
             whole = f.iadd(j0, f.op(f"and i64 {f.isub(j1, j0)}, -{w}"))
             with f.loop(j0, whole, str(w)) as j:
                 acc = [self.vload(f, f.gep(e, "%c", f.iadd(f.imul("%ldc", str(i)), j.index))) for i in range(m)]
                 for d in range(count):
-                    line = self.vload(f, f.gep(e, bs[d], j.index))
+                    line = self.vload_side(f, "b", f.gep(self.eb, bs[d], j.index))
                     acc = [self.fma(f, vs[i][d], line, acc[i]) for i in range(m)]
                 for i in range(m):
                     self.vstore(f, acc[i], f.gep(e, "%c", f.iadd(f.imul("%ldc", str(i)), j.index)))
@@ -166,7 +166,7 @@ class _Gen(Pack, Tiles):
                     at = f.gep(e, "%c", f.iadd(f.imul("%ldc", str(i)), j.index))
                     acc1 = f.load(e, at, self.size)
                     for d in range(count):
-                        acc1 = self.fma(f, xs[i][d], f.load(e, f.gep(e, bs[d], j.index), self.size), acc1, e)
+                        acc1 = self.fma(f, xs[i][d], self.load_side(f, "b", f.gep(self.eb, bs[d], j.index)), acc1, e)
                     f.store(e, acc1, at, self.size)
         with f.loop("%n0", "%n1", "4096") as chunk:
             stop = f.imin(f.iadd(chunk.index, "4096"), "%n1")
@@ -185,21 +185,21 @@ class _Gen(Pack, Tiles):
         whole = f.op(f"and i64 %k, -{2 * w}")
 
         def columns(j: str, count: int) -> None:
-            bs = [f.gep(e, "%b", f.imul(f.iadd(j, str(d)), "%bcs")) for d in range(count)]
+            bs = [f.gep(self.eb, "%b", f.imul(f.iadd(j, str(d)), "%bcs")) for d in range(count)]
             zero = "zeroinitializer"
             with f.loop("0", whole, str(2 * w), carried=[(v, zero)] * (2 * count)) as k:
                 out = []
                 for half in range(2):
                     at = f.iadd(k.index, str(half * w))
-                    x = self.vload(f, f.gep(e, "%a", at))
-                    out += [self.fma(f, x, self.vload(f, f.gep(e, bs[d], at)), k.values[half * count + d])
+                    x = self.vload_side(f, "a", f.gep(self.ea, "%a", at))
+                    out += [self.fma(f, x, self.vload_side(f, "b", f.gep(self.eb, bs[d], at)), k.values[half * count + d])
                             for d in range(count)]
                 k.next = out
             add = "fadd" if self.float else "add"
             sums = [self.tree(f, f.op(f"{add} {v} {k.results[d]}, {k.results[count + d]}")) for d in range(count)]
             with f.loop(whole, "%k", carried=[(e, s) for s in sums]) as tail:
-                x = f.load(e, f.gep(e, "%a", tail.index), self.size)
-                tail.next = [self.fma(f, x, f.load(e, f.gep(e, bs[d], tail.index), self.size), tail.values[d], e)
+                x = self.load_side(f, "a", f.gep(self.ea, "%a", tail.index))
+                tail.next = [self.fma(f, x, self.load_side(f, "b", f.gep(self.eb, bs[d], tail.index)), tail.values[d], e)
                              for d in range(count)]
             for d in range(count):
                 at = f.gep(e, "%c", f.iadd(j, str(d)))
@@ -226,12 +226,14 @@ class _Gen(Pack, Tiles):
     def entry(self) -> None:
         """Reads the arguments, picks the path and this thread's share."""
         t, e = self.t, self.e
-        f = Fn(self.m, f"void @{symbol(self.dtype)}(i64 %tid, i64 %threads, ptr %scratch, ptr %args)")
+        f = Fn(self.m, f"void @{symbol(self.kind)}(i64 %tid, i64 %threads, ptr %scratch, ptr %args)")
         raw = {name: f.load("i64", f.gep("i64", "%args", str(i)), 8) for name, i in ARG_INDEX.items()}
         overwrite = f.op(f"icmp eq i64 {raw['accumulate']}, 0")
         # C must have unit column stride: otherwise compute its transpose. A column vector becomes a row vector.
         one_col = f.both(f.icmp("eq", raw["n"], "1"), f.icmp("eq", raw["c_rs"], "1"))
         swap = f.both(f.either(f.icmp("ne", raw["c_cs"], "1"), one_col), f.icmp("eq", raw["tables"], "0"))
+        if self.ea != self.eb or self.side["a"] != self.side["b"]:        # the caller has swapped them
+            swap = "false"
         pairs = [("m", "n"), ("a", "b"), ("a_b0", "b_b0"), ("a_b1", "b_b1"), ("a_rs", "b_cs"), ("a_cs", "b_rs"),
                  ("c_rs", "c_cs")]
         g = dict(raw)
@@ -267,7 +269,7 @@ class _Gen(Pack, Tiles):
 
             def base(x: str) -> str:
                 off = f.iadd(f.imul(i0, g[f"{x}_b0"]), f.imul(i1, g[f"{x}_b1"]))
-                return f.gep(e, f.op(f"inttoptr i64 {g[x]} to ptr"), off)
+                return f.gep({"a": self.ea, "b": self.eb, "c": e}[x], f.op(f"inttoptr i64 {g[x]} to ptr"), off)
             pa, pb, pc = base("a"), base("b"), base("c")
             labels = {x: f.new_label(x) for x in ("stream1", "stream2", "trydots", "dots", "tiles", "tables", "plain", "done")}
             pick = f.new_label("pick")
@@ -295,8 +297,8 @@ class _Gen(Pack, Tiles):
                  f"i1 {overwrite})")
             f.jump(labels["done"])
             f.label(labels["tiles"])
-            a_at = f.gep(e, pa, f.imul(m0, g["a_rs"]))
-            b_at = f.gep(e, pb, f.imul(n0, g["b_cs"]))
+            a_at = f.gep(self.ea, pa, f.imul(m0, g["a_rs"]))
+            b_at = f.gep(self.eb, pb, f.imul(n0, g["b_cs"]))
             c_at = f.gep(e, pc, f.iadd(f.imul(m0, g["c_rs"]), n0))
             f.do(f"call void @single(ptr %scratch, i64 {f.isub(m1, m0)}, i64 {f.isub(n1, n0)}, i64 {g['k']}, "
                  f"ptr {a_at}, i64 {g['a_rs']}, i64 {g['a_cs']}, ptr {b_at}, i64 {g['b_rs']}, i64 {g['b_cs']}, "
@@ -341,10 +343,10 @@ class _Gen(Pack, Tiles):
         for line in self.tiles.functions:
             header = line[:line.index(" #")].removeprefix("define ")
             self.m.declare("declare " + header.replace("noalias ", ""))
-        self.pack("pack_a", -(-self.t.mr // self.w))
-        self.pack("pack_b", self.t.nw)
-        self.pack_tables("pack_a_tables", -(-self.t.mr // self.w))
-        self.pack_tables("pack_b_tables", self.t.nw)
+        self.pack("a", -(-self.t.mr // self.w))
+        self.pack("b", self.t.nw)
+        self.pack_tables("a", -(-self.t.mr // self.w))
+        self.pack_tables("b", self.t.nw)
         self.single()
         self.single(tables=True)
         self.stream(1)
@@ -355,23 +357,23 @@ class _Gen(Pack, Tiles):
 
 
 @functools.cache
-def gemm_texts(target: CpuTarget, dtype: str) -> list[str]:
-    """LLVM text of the modules that make up `engram_gemm_<dtype>(tid, threads, scratch, args)`."""
-    return _Gen(target, dtype).texts()
+def gemm_texts(target: CpuTarget, kind: str) -> list[str]:
+    """LLVM text of the modules that make up `engram_gemm_<kind>(tid, threads, scratch, args)`."""
+    return _Gen(target, kind).texts()
 
 
 _loaded: dict[tuple[CpuTarget, str], Library] = {}
 _loading = threading.Lock()
 
 
-def gemm_address(dtype: str, target: CpuTarget | None = None) -> int:
-    """The compiled GEMM of a dtype; loaded once per process."""
+def gemm_address(kind: str, target: CpuTarget | None = None) -> int:
+    """The compiled GEMM of a kind (gemm_base.kind_of); loaded once per process."""
     target = target or host_target()
     with _loading:
-        if (target, dtype) not in _loaded:
-            blobs = compile_many(gemm_texts(target, dtype), target)
-            _loaded[target, dtype] = Library(blobs, [symbol(dtype)], target=target)
-    return _loaded[target, dtype].address(symbol(dtype))
+        if (target, kind) not in _loaded:
+            blobs = compile_many(gemm_texts(target, kind), target)
+            _loaded[target, kind] = Library(blobs, [symbol(kind)], target=target)
+    return _loaded[target, kind].address(symbol(kind))
 
 
 __all__ = ["ARGS", "ARG_INDEX", "Tiling", "gemm_address", "gemm_texts", "scratch_bytes", "symbol", "tiling"]

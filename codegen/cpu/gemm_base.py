@@ -3,7 +3,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from ...compiler.ir.types import DTYPES
 from .irtext import Fn, Module, vec
+from .scalars import Ops
 from .target import CpuTarget
 
 ARGS = ("batch0", "batch1", "m", "n", "k",
@@ -15,6 +17,20 @@ ARG_INDEX = {name: i for i, name in enumerate(ARGS)}
 PREFETCH = 16      # rows of B ahead of the one being packed
 LLVM_TYPE = {"f32": "float", "f64": "double", "i32": "i32", "i64": "i64"}
 SIZE = {"f32": 4, "f64": 8, "i32": 4, "i64": 8}
+# operands as they lie in memory; those that are narrower than the sums are widened while they are packed
+MEMORY_TYPE = {**LLVM_TYPE, "bf16": "i16", "f16": "i16", "i16": "i16", "i8": "i8", "u16": "i16", "u8": "i8", "u32": "i32"}
+MEMORY_SIZE = {**SIZE, "bf16": 2, "f16": 2, "i16": 2, "i8": 1, "u16": 2, "u8": 1, "u32": 4}
+
+
+def kind_of(acc: str, lhs: str, rhs: str) -> str:
+    """The name of the GEMM that adds up products of lhs and rhs elements in `acc`: "f32", or "f32:bf16:bf16"."""
+    return acc if lhs == rhs == acc else f"{acc}:{lhs}:{rhs}"
+
+
+def dtypes_of(kind: str) -> tuple[str, str, str]:
+    """(sums, lhs, rhs) of a kind."""
+    acc, *sides = kind.split(":")
+    return (acc, *(sides or (acc, acc)))
 
 
 @dataclass(frozen=True)
@@ -37,8 +53,9 @@ class Tiling:
         return range(2, self.mr + 1, 2)
 
 
-def tiling(target: CpuTarget, dtype: str) -> Tiling:
+def tiling(target: CpuTarget, kind: str) -> Tiling:
     """Sizes that follow the register count and the caches."""
+    dtype = dtypes_of(kind)[0]
     lanes, size = target.lanes(dtype), SIZE[dtype]
     nw = 2
     mr = 14 if target.registers >= 32 else 6        # mr * nw accumulators + nw of B + 1 broadcast <= registers
@@ -48,24 +65,29 @@ def tiling(target: CpuTarget, dtype: str) -> Tiling:
     return Tiling(lanes, mr, nw, kc, 16 * mr, nc)
 
 
-def scratch_bytes(target: CpuTarget, dtype: str) -> int:
+def scratch_bytes(target: CpuTarget, kind: str) -> int:
     """Packing memory one thread needs (64-byte aligned)."""
-    t, size = tiling(target, dtype), SIZE[dtype]
+    t, size = tiling(target, kind), SIZE[dtypes_of(kind)[0]]
     slack = 64 * t.lanes * size + t.mr * t.nr * size
     return (t.mc + t.nc + t.mr + t.nr) * t.kc * size + 4 * slack
 
 
-def symbol(dtype: str) -> str:
-    return f"engram_gemm_{dtype}"
+def symbol(kind: str) -> str:
+    return f"engram_gemm_{kind.replace(':', '_')}"
 
 
 class Base:
-    """Small instructions on vectors of one dtype."""
+    """Small instructions on vectors of the sums' dtype, and reading operands as such."""
 
-    def __init__(self, target: CpuTarget, dtype: str):
-        self.target, self.dtype = target, dtype
-        self.t = tiling(target, dtype)
+    def __init__(self, target: CpuTarget, kind: str):
+        self.target, self.kind = target, kind
+        self.t = tiling(target, kind)
         self.m, self.tiles = Module(target), Module(target)
+        dtype, *sides = dtypes_of(kind)
+        self.side = dict(zip("ab", sides))
+        self.ea, self.eb = (MEMORY_TYPE[d] for d in sides)
+        self.same = {x: d == dtype for x, d in self.side.items()}
+        self.dtype = dtype
         self.e, self.size = LLVM_TYPE[dtype], SIZE[dtype]
         self.w = self.t.lanes
         self.v = vec(self.e, self.w)
@@ -101,6 +123,31 @@ class Base:
         m = f"<{self.w} x i1>"
         name = f.module.intrinsic(self.v, f"llvm.masked.load.{self.suffix}.p0", "ptr", "i32", m, self.v)
         return f.op(f"call {self.v} {name}(ptr {ptr}, i32 {self.size}, {m} {mask}, {self.v} {other})", "l")
+
+    def load_side(self, f: Fn, side: str, ptr: str) -> str:
+        """One element of operand a or b, as the sums' type."""
+        d = self.side[side]
+        x = f.load(MEMORY_TYPE[d], ptr, MEMORY_SIZE[d])
+        return x if self.same[side] else self.widened(f, d, x, 1)
+
+    def vload_side(self, f: Fn, side: str, ptr: str, mask: str | None = None, other: str = "zeroinitializer") -> str:
+        """A vector's worth of operand a or b, as the sums' type."""
+        if self.same[side]:
+            return self.vload(f, ptr, mask, other)
+        d = self.side[side]
+        elem, size = MEMORY_TYPE[d], MEMORY_SIZE[d]
+        v = vec(elem, self.w)
+        if mask is None:
+            return self.widened(f, d, f.load(v, ptr, size), self.w)
+        m, suffix = f"<{self.w} x i1>", f"v{self.w}{'f' if elem in ('float', 'double') else 'i'}{size * 8}"
+        name = f.module.intrinsic(v, f"llvm.masked.load.{suffix}.p0", "ptr", "i32", m, v)
+        x = self.widened(f, d, f.op(f"call {v} {name}(ptr {ptr}, i32 {size}, {m} {mask}, {v} zeroinitializer)", "l"), self.w)
+        return x if other == "zeroinitializer" else f.op(f"select {m} {mask}, {self.v} {x}, {self.v} {other}")
+
+    def widened(self, f: Fn, dtype: str, x: str, lanes: int) -> str:
+        """Elements of `dtype` as the sums' type."""
+        d, ops = DTYPES[dtype], Ops(f, lanes)
+        return ops.cast(ops.from_memory(x, d), d, DTYPES[self.dtype])
 
     def vstore(self, f: Fn, value: str, ptr: str, mask: str | None = None) -> None:
         if mask is None:

@@ -46,12 +46,12 @@ class Pack(Base):
             out[i::unit] = lanes([g[i] for g in groups])
         return out
 
-    def pack(self, name: str, parts: int) -> None:
+    def pack(self, side: str, parts: int) -> None:
         """dst[k * h + i] = src[i * si + k * sk] for i < valid (what lies above is anything), k < kc. Whole vectors are
         stored in ascending k, each overwriting what the one before wrote beyond its h elements."""
-        f = Fn(self.m, f"internal void @{name}(ptr noalias %dst, ptr noalias %src, i64 %si, i64 %sk, i64 %h, "
+        f = Fn(self.m, f"internal void @pack_{side}(ptr noalias %dst, ptr noalias %src, i64 %si, i64 %sk, i64 %h, "
                        "i64 %valid, i64 %kc)", "#2")
-        w, e = self.w, self.e
+        w, e, src_e = self.w, self.e, self.ea if side == "a" else self.eb
         unit_i, unit_k, other = f.new_label("unit_i"), f.new_label("unit_k"), f.new_label("other")
         test, out = f.new_label("test"), f.new_label("out")
         masked = self.target.masked
@@ -63,26 +63,26 @@ class Pack(Base):
         f.label(unit_i)
         masks = [self.mask(f, f.isub("%valid", str(p * w))) if masked else None for p in range(parts)]
         with f.loop("0", "%kc") as loop:
-            src = f.gep(e, "%src", f.imul(loop.index, "%sk"))
+            src = f.gep(src_e, "%src", f.imul(loop.index, "%sk"))
             dst = f.gep(e, "%dst", f.imul(loop.index, "%h"))
-            ahead = f.gep(e, src, f.imul("%sk", str(PREFETCH)))
+            ahead = f.gep(src_e, src, f.imul("%sk", str(PREFETCH)))
             for p in range(parts):
-                self.prefetch(f, f.gep(e, ahead, str(p * w)), 2)
-                self.vstore(f, self.vload(f, f.gep(e, src, str(p * w)), masks[p]), f.gep(e, dst, str(p * w)))
+                self.prefetch(f, f.gep(src_e, ahead, str(p * w)), 2)
+                self.vstore(f, self.vload_side(f, side, f.gep(src_e, src, str(p * w)), masks[p]), f.gep(e, dst, str(p * w)))
         f.jump(out)
 
         f.label(test)
         f.branch(f.op("icmp eq i64 %sk, 1"), unit_k, other)
         f.label(unit_k)
         top = f.isub("%valid", "1")
-        bases = [f.gep(e, "%src", f.imul(f.imin(str(i), top), "%si")) for i in range(parts * w)]
+        bases = [f.gep(src_e, "%src", f.imul(f.imin(str(i), top), "%si")) for i in range(parts * w)]
         whole = "%kc" if masked else f.op(f"and i64 %kc, -{w}")
         with f.loop("0", whole, str(w)) as loop:
             m = self.mask(f, f.isub("%kc", loop.index)) if masked else None
             ahead = f.iadd(loop.index, f.imul("%si", "%h"))           # the next panel
             for i in range(parts * w):
-                self.prefetch(f, f.gep(e, bases[i], ahead), 2)
-            cols = [self.transpose(f, [self.vload(f, f.gep(e, bases[p * w + i], loop.index), m) for i in range(w)])
+                self.prefetch(f, f.gep(src_e, bases[i], ahead), 2)
+            cols = [self.transpose(f, [self.vload_side(f, side, f.gep(src_e, bases[p * w + i], loop.index), m) for i in range(w)])
                     for p in range(parts)]
             for k in range(w):
                 dst = f.gep(e, "%dst", f.imul(f.iadd(loop.index, str(k)), "%h"))
@@ -98,10 +98,10 @@ class Pack(Base):
         f.label(other)
         first = f.op(f"phi i64 [ 0, %{test} ]" + ("" if masked else f", [ {from_k}, %{before} ]"))
         with f.loop(first, "%kc") as loop:
-            src = f.gep(e, "%src", f.imul(loop.index, "%sk"))
+            src = f.gep(src_e, "%src", f.imul(loop.index, "%sk"))
             dst = f.gep(e, "%dst", f.imul(loop.index, "%h"))
             with f.loop("0", f.imin("%valid", "%h")) as inner:
-                value = f.load(e, f.gep(e, src, f.imul(inner.index, "%si")), self.size)
+                value = self.load_side(f, side, f.gep(src_e, src, f.imul(inner.index, "%si")))
                 f.store(e, value, f.gep(e, dst, inner.index), self.size)
             with f.loop(f.imin("%valid", "%h"), "%h") as inner:
                 f.store(e, self.zero, f.gep(e, dst, inner.index), self.size)
@@ -130,10 +130,10 @@ class Pack(Base):
         f.label(out)
         return n
 
-    def few_runs(self, f: Fn, parts: int, valid: str, offset, done: str) -> None:
+    def few_runs(self, f: Fn, side: str, parts: int, valid: str, offset, done: str) -> None:
         """The usual case of a convolution: every vector of a panel is made of at most three runs of neighbouring i. Each k
         takes one load per run, merged by masks, and one store. Leaves to `done` when it applied."""
-        w, e = self.w, self.e
+        w, e, src_e = self.w, self.e, self.ea if side == "a" else self.eb
         vectors, complete = [], "true"
         smax = f.module.intrinsic("i64", "llvm.smax.i64", "i64", "i64")
         for p in range(parts):
@@ -157,20 +157,20 @@ class Pack(Base):
         f.branch(f.both(complete, wanted), fast, other)
         f.label(fast)
         with f.loop("0", "%kc") as k:
-            src = f.gep(e, "%src", offset("%kt", k.index))
+            src = f.gep(src_e, "%src", offset("%kt", k.index))
             dst = f.gep(e, "%dst", f.imul(k.index, "%h"))
             for p, segments in enumerate(vectors):
                 value = "zeroinitializer"
                 for shift, mask in segments:
-                    value = self.vload(f, f.gep(e, src, shift), mask, value)
+                    value = self.vload_side(f, side, f.gep(src_e, src, shift), mask, value)
                 self.vstore(f, value, f.gep(e, dst, str(p * w)))
         f.jump(done)
         f.label(other)
 
-    def pack_tables(self, name: str, parts: int) -> None:
+    def pack_tables(self, side: str, parts: int) -> None:
         """dst[k * h + i] = src[it[i] + kt[k]]: by runs of neighbouring i, or transposing runs of neighbouring k."""
-        f = Fn(self.m, f"internal void @{name}(ptr noalias %dst, ptr noalias %src, ptr %it, ptr %kt, i64 %h, i64 %most, i64 %kc)", "#2")
-        w, e = self.w, self.e
+        f = Fn(self.m, f"internal void @pack_{side}_tables(ptr noalias %dst, ptr noalias %src, ptr %it, ptr %kt, i64 %h, i64 %most, i64 %kc)", "#2")
+        w, e, src_e = self.w, self.e, self.ea if side == "a" else self.eb
         valid = f.imin("%most", "%h")
 
         def offset(table: str, index: str) -> str:
@@ -195,7 +195,7 @@ class Pack(Base):
             f.label(out)
         by_i, by_k, done = f.new_label("by_i"), f.new_label("by_k"), f.new_label("done")
         if self.target.masked:
-            self.few_runs(f, parts, valid, offset, done)
+            self.few_runs(f, side, parts, valid, offset, done)
         run_i = self.run_length(f, "%it", "0", valid)
         run_k = self.run_length(f, "%kt", "0", f.imin("%kc", str(w)))
         if not self.target.masked:
@@ -204,25 +204,25 @@ class Pack(Base):
             f.branch(f.either(f.icmp("sge", run_i, "8"), f.icmp("sge", run_i, run_k)), by_i, by_k)
         f.label(by_i)
         with runs("%it", valid, str(parts * w)) as (at, length):
-            base = f.gep(e, "%src", offset("%it", at))
+            base = f.gep(src_e, "%src", offset("%it", at))
             masks = [self.mask(f, f.isub(length, str(p * w))) for p in range(parts)] if self.target.masked else []
             with f.loop("0", "%kc") as k:
-                src = f.gep(e, base, offset("%kt", k.index))
+                src = f.gep(src_e, base, offset("%kt", k.index))
                 dst = f.gep(e, "%dst", f.iadd(f.imul(k.index, "%h"), at))
                 for p, mask in enumerate(masks):
-                    self.vstore(f, self.vload(f, f.gep(e, src, str(p * w)), mask), f.gep(e, dst, str(p * w)), mask)
+                    self.vstore(f, self.vload_side(f, side, f.gep(src_e, src, str(p * w)), mask), f.gep(e, dst, str(p * w)), mask)
                 if not masks:
                     with f.loop("0", length) as i:
-                        f.store(e, f.load(e, f.gep(e, src, i.index), self.size), f.gep(e, dst, i.index), self.size)
+                        f.store(e, self.load_side(f, side, f.gep(src_e, src, i.index)), f.gep(e, dst, i.index), self.size)
         f.jump(done)
         f.label(by_k)
         if self.target.masked:
             top = f.isub(valid, "1")
-            bases = [f.gep(e, "%src", offset("%it", f.imin(str(i), top))) for i in range(parts * w)]
+            bases = [f.gep(src_e, "%src", offset("%it", f.imin(str(i), top))) for i in range(parts * w)]
             with runs("%kt", "%kc", str(w)) as (at, length):
                 shift = offset("%kt", at)
                 mask = self.mask(f, length)
-                cols = [self.transpose(f, [self.vload(f, f.gep(e, bases[p * w + i], shift), mask) for i in range(w)])
+                cols = [self.transpose(f, [self.vload_side(f, side, f.gep(src_e, bases[p * w + i], shift), mask) for i in range(w)])
                         for p in range(parts)]
                 for k in range(w):                            # rows beyond the run are overwritten by the next one
                     dst = f.gep(e, "%dst", f.imul(f.iadd(at, str(k)), "%h"))

@@ -38,12 +38,14 @@ class Tiles(Base):
         # A's pointer and B's pointer advance; the accumulators stay in registers
         carried = [("ptr", "%a"), ("ptr", "%b"), *((self.v, x) for x in start)]
         ahead = f.imul("%ldb", str(PREFETCH // 2))
+        eb = self.eb if packs else self.e
 
         def step(a: str, b: str, acc: list[str], packed: str = "") -> list[str]:
-            soon = f.gep(self.e, b, ahead)                     # B's panels come from L2
+            soon = f.gep(eb, b, ahead)                         # B's panels come from L2
             for j in range(nw):
-                self.prefetch(f, f.gep(self.e, soon, str(j * self.w)))
-            bs = [self.vload(f, f.gep(self.e, b, str(j * self.w)), None if packs else masks[j]) for j in range(nw)]
+                self.prefetch(f, f.gep(eb, soon, str(j * self.w)))
+            bs = [self.vload_side(f, "b", f.gep(eb, b, str(j * self.w))) if packs else
+                  self.vload(f, f.gep(eb, b, str(j * self.w)), masks[j]) for j in range(nw)]
             for j in range(nw if packs else 0):
                 self.vstore(f, bs[j], f.gep(self.e, packed, str(j * self.w)))
             out = []
@@ -55,7 +57,7 @@ class Tiles(Base):
         with f.loop("0", "%k", carried=carried) as loop:
             a, b, *acc = loop.values
             packed = f.gep(self.e, "%packed", f.imul(loop.index, str(self.t.nr))) if packs else ""
-            loop.next = [f.gep(self.e, a, str(h)), f.gep(self.e, b, "%ldb"), *step(a, b, acc, packed)]
+            loop.next = [f.gep(self.e, a, str(h)), f.gep(eb, b, "%ldb"), *step(a, b, acc, packed)]
         for i in range(h):
             for j in range(nw):
                 self.vstore(f, loop.results[2 + i * nw + j], *at(i, j))

@@ -14,8 +14,8 @@ import numpy as np
 
 from ...compiler.diagnostics import RuntimeError_
 from ...compiler.ir.core import Func, Module
+from . import contract
 from .compile import Library, submit
-from .contract import GEMM_DTYPES
 from .emit import Emitter, n_inputs
 from .gemm import gemm_address, scratch_bytes, symbol
 from .runtime import Interruptible, Memory, Runtime, default_threads, runtime, symbols
@@ -48,7 +48,8 @@ def prepare(dtypes: tuple[str, ...] = ("f32",), target: CpuTarget | None = None)
 
 
 def _contracted(module: Module) -> tuple[str, ...]:
-    return tuple(sorted({op.operands[0].type.dtype.name for op in module.walk() if op.name == "loop.contract"} & set(GEMM_DTYPES)))
+    """The kinds of GEMM that the module probably needs."""
+    return tuple(sorted({contract.kind(op) for op in module.walk() if op.name == "loop.contract"} - {None}))
 
 
 def aligned_empty(shape, dtype: np.dtype) -> np.ndarray:

@@ -43,6 +43,7 @@ class Problem:
     n: list[Dim]
     k: list[Dim]
     swap: bool
+    narrow: tuple[DType, DType]    # of lhs and rhs
     wide: bool                 # offsets need 64 bits
 
     def sizes(self) -> tuple[int, int, int, int]:
@@ -51,7 +52,7 @@ class Problem:
     def swapped(self) -> Problem:
         """The same with lhs and rhs exchanged: products commute, bit for bit."""
         batch, m, n, k = ([Dim(d.size, d.out, d.rhs, d.lhs) for d in role] for role in (self.batch, self.n, self.m, self.k))
-        return replace(self, batch=batch, m=m, n=n, k=k, swap=not self.swap)
+        return replace(self, batch=batch, m=m, n=n, k=k, swap=not self.swap, narrow=self.narrow[::-1])
 
 
 def normalise(out: BufferType, lhs: BufferType, rhs: BufferType, attrs: dict) -> Problem:
@@ -64,7 +65,7 @@ def normalise(out: BufferType, lhs: BufferType, rhs: BufferType, attrs: dict) ->
         role = "k" if not o else "batch" if a and b else "m" if a else "n"
         if sizes[c] != 1:
             roles[role].append(Dim(sizes[c], *(s.get(c, 0) for s in strides)))
-    p = Problem(out.dtype, bool(attrs.get("accumulate")), *(_merge(roles[r]) for r in ("batch", "m", "n", "k")), False,
+    p = Problem(out.dtype, bool(attrs.get("accumulate")), *(_merge(roles[r]) for r in ("batch", "m", "n", "k")), False, (lhs.dtype, rhs.dtype),
                 any(sum((n - 1) * abs(s) for n, s in zip(t.shape, t.element_strides)) > HIGH for t in (out, lhs, rhs)))
     inner = lambda dims: dims[-1].out if dims else 0
     return p.swapped() if inner(p.m) == 1 and inner(p.n) != 1 else p      # n runs along the result's memory
@@ -113,6 +114,7 @@ class _Emitter:
         self.int = "long" if p.wide else "int"
         self.acc = UNSIGNED[d.name] if d.is_int else REGISTER[d.name]
         self.memory = MEMORY[d.name]
+        self.types = {"c": d, "a": p.narrow[0], "b": p.narrow[1]}
         self.arguments: dict[str, int] = {}
 
     def generalise(self) -> tuple:
@@ -159,8 +161,9 @@ class _Emitter:
         return f"fma({a}, {b}, {acc})" if self.p.dtype.is_float and self.caps.fma else f"{acc} + {a} * {b}"
 
     def load(self, pointer: str, index: str) -> str:
-        x = ctext.load(pointer, index, self.p.dtype, self.h)
-        return f"({self.acc}){x}" if self.p.dtype.is_int else x
+        d = self.types[pointer]
+        x = ctext.load(pointer, index, d, self.h)
+        return f"({self.acc}){x}" if d.is_int or REGISTER[d.name] != self.acc else x
 
     def store(self, index: str, acc: str) -> str:
         d = self.p.dtype
@@ -172,9 +175,9 @@ class _Emitter:
 
     def kernel(self, body: str, global_size: tuple[int, ...], local: tuple[int, ...]) -> Kernel:
         size = ", ".join(str(x) for x in (*local, 1, 1)[:3])
-        t = self.memory
+        t, ta, tb = (MEMORY[self.types[x].name] for x in "cab")
         text = (f"__kernel __attribute__((reqd_work_group_size({size})))\n"
-                f"void @NAME@(__global {t} *c, const long oc, const __global {t} *a, const long oa, const __global {t} *b, const long ob"
+                f"void @NAME@(__global {t} *c, const long oc, const __global {ta} *a, const long oa, const __global {tb} *b, const long ob"
                 f"{''.join(f', const int {name}' for name in self.arguments)}) {{\n"
                 f"  c += oc; a += oa; b += ob;\n{body}}}\n")
         return Kernel(text, [], global_size, local)
@@ -314,7 +317,7 @@ class _Emitter:
             "      const int kx = kt + kk;",
             f"      ka[kk] = {self.offset(p.k, 'lhs', 'kx')};",
         ]
-        contiguous = len(p.n) == 1 and p.n[0].rhs == 1 and acc == self.memory
+        contiguous = len(p.n) == 1 and p.n[0].rhs == 1 and acc == self.memory == MEMORY[self.types["b"].name]
         fill = [f"      const {self.int} kb = b0 + {self.offset(p.k, 'rhs', 'kx')};"]
         scalar_fill = f"for (int j = 0; j < {cols}; j++) {{ const int s = n0 + j; pack[kk * {cols} + j] = s < {n} ? {self.load('b', 'kb + ' + self.offset(p.n, 'rhs', 's'))} : {zero}; }}"
         if contiguous:

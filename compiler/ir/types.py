@@ -60,6 +60,29 @@ class DType:
         return (_dtype, (self.name,))
 
 
+# how many bits of integer each float holds exactly
+_EXACT_BITS = {"f64": 53, "f32": 24, "f16": 11, "bf16": 8}
+
+
+def accumulator(dtype: DType) -> DType:
+    """What sums and products of a dtype are kept in."""
+    return f32 if dtype in (f16, bf16) else dtype
+
+
+def widens(narrow: DType, wide: DType) -> bool:
+    """Whether every value of `narrow` is a value of `wide`."""
+    if narrow is wide:
+        return True
+    if wide.is_bool or narrow.is_bool:
+        return False
+    if narrow.is_float:
+        return wide.is_float and (wide is f64 or (wide is f32 and narrow is not f64))
+    bits = narrow.bits - (narrow.kind == "int")        # of the magnitude
+    if wide.is_float:
+        return bits <= _EXACT_BITS[wide.name]
+    return wide.bits - (wide.kind == "int") >= bits and not (narrow.kind == "int" and wide.kind == "uint")
+
+
 f64, f32, bf16, f16 = DType("f64", "float", 64), DType("f32", "float", 32), DType("bf16", "float", 16), DType("f16", "float", 16)
 i64, i32, i16, i8 = (DType(f"i{b}", "int", b) for b in (64, 32, 16, 8))
 u64, u32, u16, u8 = (DType(f"u{b}", "uint", b) for b in (64, 32, 16, 8))

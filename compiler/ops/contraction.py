@@ -2,13 +2,19 @@
 from __future__ import annotations
 
 from ..ir.dims import maybe_equal
+from ..ir.types import TensorType, f32, i32, widens
 from .common import S, count, need, row, tensor
 
 
 def _dot(types, attrs, regions):
     count(2, types)
     a, c = tensor(types[0]), tensor(types[1], 1)
-    need(a.dtype is c.dtype and not a.dtype.is_bool, f"expected equal number types, got {a} and {c}", 0, 1)
+    dtype = attrs.get("dtype")
+    if dtype is None:
+        need(a.dtype is c.dtype and not a.dtype.is_bool, f"expected equal number types, got {a} and {c}", 0, 1)
+    else:
+        for i, t in enumerate((a, c)):
+            need(widens(t.dtype, dtype), f"{t.dtype} is not exact in a product of {dtype}", i)
     lb, rb, lc, rc = (list(attrs[k]) for k in ("lhs_batch", "rhs_batch", "lhs_contract", "rhs_contract"))
     need(len(lb) == len(rb) and len(lc) == len(rc), "batch and contract lists differ in length")
     need(len(set(lb + lc)) == len(lb + lc) and all(0 <= d < a.rank for d in lb + lc), f"bad dims {lb} {lc} for {a}", 0)
@@ -17,12 +23,13 @@ def _dot(types, attrs, regions):
         what = "inner" if i in lc else "batch"
         need(maybe_equal(a.shape[i], c.shape[j]), f"cannot multiply {a} @ {c}: {what} dimensions differ ({a.shape[i]} vs {c.shape[j]})", 0, 1)
     out = [a.shape[d] for d in lb] + [a.shape[d] for d in range(a.rank) if d not in lb + lc] + [c.shape[d] for d in range(c.rank) if d not in rb + rc]
-    return [a.with_shape(out)]
+    return [TensorType(dtype or a.dtype, tuple(out))]
 
 
 def _dot_grad(b, op, dys):
     """d lhs = g . rhs over rhs's free dims; d rhs = lhs . g over lhs's free dims; then the dims go back to their places."""
-    (x, y), g = op.operands, dys[0]
+    g = dys[0]
+    x, y = (b.cast(v, g.type.dtype) for v in op.operands)
     lb, rb, lc, rc = (list(op.attrs[k]) for k in ("lhs_batch", "rhs_batch", "lhs_contract", "rhs_contract"))
     lf = [d for d in range(x.type.rank) if d not in lb + lc]
     rf = [d for d in range(y.type.rank) if d not in rb + rc]
@@ -40,16 +47,18 @@ def _dot_grad(b, op, dys):
     dy = dot(x, g, lb, gb, lf, gl)
     order = rb + [rc[lc.index(d)] for d in range(x.type.rank) if d in lc] + rf
     dy = b.transpose(dy, [order.index(d) for d in range(y.type.rank)])
-    return [dx, dy]
+    return [b.cast(d, v.type.dtype) for d, v in zip((dx, dy), op.operands)]
 
 
 def D(lb, rb, lc, rc):
     return {"lhs_batch": lb, "rhs_batch": rb, "lhs_contract": lc, "rhs_contract": rc}
 
 
-row("tensor.dot_general", "Sum of products over the contracted dims; result dims are batch, lhs free, rhs free. Adds in ascending k.", "lhs rhs", _dot, _dot_grad,
-    attrs={"lhs_batch": "dims", "rhs_batch": "dims", "lhs_contract": "dims", "rhs_contract": "dims"}, exact=False,
+row("tensor.dot_general", "Sum of products over the contracted dims; result dims are batch, lhs free, rhs free. Adds in ascending k. With `dtype`, operands of "
+    "any types that fit it are widened to it first: i8 and i8 to i32, bf16 and bf16 to f32.", "lhs rhs", _dot, _dot_grad,
+    attrs={"lhs_batch": "dims", "rhs_batch": "dims", "lhs_contract": "dims", "rhs_contract": "dims", "dtype": "of the result, optional"}, exact=False,
     example="%c = tensor.dot_general(%a, %b) {lhs_batch = [], rhs_batch = [], lhs_contract = [1], rhs_contract = [0]} : f32[3,4]",
     samples=[S("f32[3,5]", "f32[5,4]", **D([], [], [1], [0])), S("f32[2,3,5]", "f32[2,4,5]", **D([0], [0], [2], [2])),
              S("f32[5,3]", "f32[5,4]", **D([], [], [0], [0])), S("f32[5]", "f32[5]", **D([], [], [0], [0])), S("f32[3]", "f32[4]", **D([], [], [], [])),
-             S("f32[2,3,4]", "f32[4,2,5]", **D([], [], [0, 2], [1, 0]))])
+             S("f32[2,3,4]", "f32[4,2,5]", **D([], [], [0, 2], [1, 0])), S("i8[3,5]", "i8[5,4]", **D([], [], [1], [0]), dtype=i32),
+             S("bf16[3,5]", "bf16[5,4]", **D([], [], [1], [0]), dtype=f32)])

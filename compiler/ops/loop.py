@@ -1,7 +1,7 @@
 """The loop IR: loops over explicit buffers and scalars. Indices are i64 scalars. See docs/ARCHITECTURE.md section 4."""
 from __future__ import annotations
 
-from ..ir.types import BufferType, ScalarType, bool_, i64
+from ..ir.types import BufferType, ScalarType, accumulator, bool_, i64, widens
 from .common import LOOPS, need, row, scalar
 
 NONE = "the loop IR comes after differentiation"
@@ -172,11 +172,14 @@ def _contract(types, attrs, regions):
         for n, s in zip(names, t.shape):
             need(sizes.setdefault(n, s) == s, f"index {n} has sizes {sizes[n]} and {s}", i)
     need(set(attrs["out"]) <= set(attrs["lhs"]) | set(attrs["rhs"]), "an index of the result is in no operand")
+    for i in (1, 2):
+        need(widens(types[i].dtype, accumulator(types[0].dtype)), f"{types[i].dtype} does not fit the sums of a result of {types[0].dtype}", i)
     return []
 
 
 _loop("contract", "out[..] = (or += when accumulate) sum over the letters missing from `out` of lhs[..] * rhs[..], an einsum of two operands; adds in "
-      "ascending order of the summed indices, fused multiply-add allowed. bf16/f16 accumulate in f32. out overlaps no operand.", "out lhs rhs", _contract,
+      "ascending order of the summed indices, fused multiply-add allowed. bf16/f16 accumulate in f32. Operands may be narrower than the result: they are "
+      "widened first (i8 * i8 to i32, bf16 * bf16 to f32). out overlaps no operand.", "out lhs rhs", _contract,
       attrs={"out": "index letters", "lhs": "index letters", "rhs": "index letters", "accumulate": "bool"}, pure=False,
       example='loop.contract(%c, %a, %b) {out = "mn", lhs = "mk", rhs = "kn", accumulate = false}')
 
