@@ -400,6 +400,9 @@ def run_body(el: Elaborator, fn: FnValue, scope: Scope, sig: Signature, expected
         for name in ("pre", INPUT):
             if name in watch.watched:
                 write_signal(el, watch, name, scope.names[decl.params[0].name], decl.span)
+        for p in decl.params:
+            if p.name in watch.watched and p.name != "pre" and isinstance(scope.names[p.name], Value):
+                write_signal(el, watch, p.name, scope.names[p.name], decl.span)
     frame = el.frame
     if frame is not None:
         frame.expected = expected

@@ -1,17 +1,19 @@
-"""`learn` and `minimize` inside a rule, and applying an optimiser to one value.
+"""`learn` and `minimize` inside a rule, the operations that only rules know, and applying an optimiser to one value.
 
 An optimiser is a rule that sees one thing, the parameter, and is given its gradient.
 """
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
-from ..compiler.diagnostics import Span, did_you_mean
+from ..compiler.diagnostics import CompileError, Span, did_you_mean
 from ..compiler.ir import Value
 from . import ast as A
 from .calls import evaluate_args
 from .elaborator import Elaborator
 from .rules import (
+    RULE_FUNCTIONS,
     Own,
     RuleUse,
     Seen,
@@ -22,7 +24,7 @@ from .rules import (
     seen_text,
 )
 from .statements import find_cell
-from .values import UNIT, CallArgs, Cell, Scope, describe, type_text
+from .values import UNIT, Builtin, CallArgs, Cell, Scope, describe, type_text
 
 # ---- given signals ----------------------------------------------------------------------------------------------------
 
@@ -155,17 +157,41 @@ def scalar_loss(el: Elaborator, node: A.Expr, scope: Scope) -> Value:
     return v
 
 
+def local_variables(el: Elaborator, cells: list[Cell], span: Span) -> list[Value]:
+    """What a local loss is differentiated by, and that the rule uses the layer's forward function."""
+    cx, frame = el.rule, el.frame
+    if cx.local is None:
+        el.fail(span, "a local loss needs a layer; this rule is applied to a parameter",
+                hint="`learn LAYER by RULE` applies a rule to a layer")
+    if isinstance(cx.local, NoForward):
+        cx.local.refuse(el, span)
+    cx.uses_local = True
+    if cx.local.needs_key and frame.key is None:
+        el.key(span, draw=False)
+    for c in cells:
+        if c in cx.params and frame.value_of(c) is not frame.arg_cells.get(c):
+            el.fail(span, f"`{c.name}` has been changed already: the layer computed with its value before",
+                    hint="a local loss comes first in its rule, writes after it")
+    return [read_cell(frame, c) for c in cells]
+
+
+@dataclass(frozen=True)
+class NoForward:
+    """Why a layer's forward function cannot be differentiated for a local loss; said when one is needed."""
+
+    error: CompileError
+    key: tuple = ("no forward",)
+
+    def refuse(self, el: Elaborator, span: Span) -> None:
+        d = self.error.diagnostics[0]
+        el.fail(span, d.message, hint=d.hint, notes=d.notes)
+
+
 @rule_statement(A.Minimize)
 def minimize_statement(el: Elaborator, s: A.Minimize, scope: Scope) -> object:
     """A local loss: its derivative with respect to the layer's own parameters and the rule's own state, no further."""
     cx, frame = el.rule, el.frame
-    if cx.local is None:
-        el.fail(s.span, "a local loss needs a layer; this rule is applied to a parameter",
-                hint="`learn LAYER by RULE` applies a rule to a layer")
     loss = scalar_loss(el, s.loss, scope)
-    cx.uses_local = True
-    if cx.local.needs_key and frame.key is None:
-        el.key(s.span, draw=False)
     everything = [c for c in cx.params if c.type.dtype.is_float]
     everything += [c for c in cx.owns if c.kind == "own" and c.type.dtype.is_float and frame.value_of(c) is not None]
     chosen: list[tuple[RuleUse, list[Cell]]] = []
@@ -180,7 +206,7 @@ def minimize_statement(el: Elaborator, s: A.Minimize, scope: Scope) -> object:
                 cells.append(cell)
         chosen.append((evaluate_rule(el, o.using, scope), cells))
     cells = list(dict.fromkeys(c for _, cs in chosen for c in cs))
-    variables = [read_cell(frame, c) for c in cells]
+    variables = local_variables(el, cells, s.span)
     if not cells:
         el.fail(s.loss.span, "nothing here can learn: the layer has no parameters and the rule no state of its own")
     grads = el.b(s.span).op("learn.local_gradient", [loss, *variables]).results
@@ -189,3 +215,40 @@ def minimize_statement(el: Elaborator, s: A.Minimize, scope: Scope) -> object:
         for c in cs:
             _apply(el, use, c, CallArgs.of([table[c]], s.span), s.span)
     return UNIT
+
+
+# ---- operations that only rules know ------------------------------------------------------------------------------------
+
+def rule_function_named(f: Callable) -> Callable:
+    RULE_FUNCTIONS[f.__name__] = Builtin(f.__name__, f)
+    return f
+
+
+@rule_function_named
+def local_gradient(cx, value, w):
+    """The derivative of a number by a parameter of the layer, through the layer's own function; its input is constant."""
+    value = cx.float(value, "value")
+    if value.type.rank:
+        cx.fail(f"`local_gradient` needs one number, got {type_text(value.type)}", "value", hint="`sum(..)` makes one of it")
+    rule, frame = cx.el.rule, cx.el.frame
+    if rule is None or rule.frame is not frame or frame.depth:
+        cx.fail("`local_gradient` stands in a rule itself, not in a branch, a loop or a function that it calls")
+    cell = next((c for c in [*rule.params, *rule.owns] if w is not None and frame.value_of(c) is w), None)
+    if cell is None:
+        cx.fail("`local_gradient` is taken by a parameter that the rule sees, or by its own state", "w")
+    return cx.b.op("learn.local_gradient", [value, *local_variables(cx.el, [cell], cx.span)]).result
+
+
+@rule_function_named
+def hebbian(cx, pre, y, u, w):
+    """What Hebb's rule learns where the units' part is y: the sum over samples of y times what w meets in u, in the shape of w.
+    For u = pre @ w that is pre.T @ y (over all leading dims); for any other map, such as a convolution, local_gradient(sum(y * u), w), y constant."""
+    pre, y, u, w = cx.float(pre, "pre"), cx.float(y, "y"), cx.float(u, "u"), cx.float(w, "w")
+    if y.type.shape != u.type.shape:
+        cx.fail(f"`y` is {type_text(y.type)}, expected one number for each of `u`: {type_text(u.type)}", "y")
+    b, rows, cols = cx.b, pre.type.shape[-1:], u.type.shape[-1:]
+    if w.type.rank == 2 and pre.type.rank >= 2 and pre.type.shape[:-1] == u.type.shape[:-1] and rows + cols == w.type.shape:
+        pre, y = (b.reshape(v, (v.type.numel // v.type.shape[-1], v.type.shape[-1])) for v in (pre, y))
+        return cx.op("tensor.dot_general", [pre, y], {"lhs_batch": [], "rhs_batch": [], "lhs_contract": [0], "rhs_contract": [0]})
+    product = b.mul(cx.op("tensor.stop_gradient", [y]), u)
+    return local_gradient(cx, b.sum(product, range(product.type.rank)), w)

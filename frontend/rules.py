@@ -21,9 +21,10 @@ from .program import not_found
 from .signature import Signature, Unknown, source_text
 from .statements import fit
 from .tensors import as_tensor, is_weak
-from .values import MISSING, POISON, CallArgs, Cell, FnValue, Namespace, Poisoned, RuleValue, Scope, describe
+from .values import MISSING, POISON, Builtin, CallArgs, Cell, FnValue, Namespace, Poisoned, RuleValue, Scope, describe
 
 RULE_STATEMENTS: MutableMapping[type, Callable] = ChainMap({}, STATEMENTS)
+RULE_FUNCTIONS: dict[str, Builtin] = {}        # operations that only rules know
 
 
 def rule_statement(*nodes: type):
@@ -79,6 +80,7 @@ class Operand:
     role: str
     ref: object
     value: Value
+    hidden: bool = False
 
 
 @dataclass
@@ -178,6 +180,7 @@ def _elaborate(el, use: RuleUse, bound, sees: list[Seen], given, label: str, spa
     frame = Frame(f"rule.{use.name}.{label}" if label else f"rule.{use.name}", training=True)
     base = use.rule.scope
     scope = Scope(base)
+    scope.names.update({n: f for n, f in RULE_FUNCTIONS.items() if base.lookup(n) is MISSING})
     sig = Signature(el, scope)
     cx = RuleContext(use, sig, frame, local=local)
     declared = {seen_text(s): s for s in decl.sees}
@@ -208,6 +211,7 @@ def _elaborate(el, use: RuleUse, bound, sees: list[Seen], given, label: str, spa
                 cx.params.append(seen)
                 cx.cells[s.name] = seen
             if s.hidden:
+                operands[-1].hidden = True
                 continue
             bind_dotted(scope, s.name, seen)
             t = declared[s.name].type if s.name in declared else None
@@ -255,6 +259,10 @@ def _elaborate(el, use: RuleUse, bound, sees: list[Seen], given, label: str, spa
 
 def _finish(el, cx: RuleContext, operands: list[Operand], scope: Scope, base: Scope, span: Span) -> RuleFunction:
     frame, decl = cx.frame, cx.use.rule.decl
+    if not cx.uses_local:                                           # what a local loss would have needed
+        operands = [o for o in operands if not o.hidden]
+        visible = {id(o.value) for o in operands}
+        cx.params = [c for c in cx.params if id(frame.arg_cells[c]) in visible]
     owns: list[Own] = []
     index: dict[Cell, int] = {}
     for k, o in enumerate(operands):

@@ -13,8 +13,18 @@ from . import ast as A
 from .calls import evaluate_args
 from .elaborator import Elaborator, pattern_names
 from .layers import INPUT, signal_names, watch
-from .rule_statements import bind_given, read_cell, split_given
-from .rules import Operand, RuleFunction, RuleUse, Seen, evaluate_rule, outside_view, rule_function, seen_text
+from .rule_statements import NoForward, bind_given, read_cell, split_given
+from .rules import (
+    RULE_FUNCTIONS,
+    Operand,
+    RuleFunction,
+    RuleUse,
+    Seen,
+    evaluate_rule,
+    outside_view,
+    rule_function,
+    seen_text,
+)
 from .train_step import StepRun, TrainElaborator, Training, not_in_loops, optimize, resolve, train_statement
 from .values import UNIT, CallArgs, Cell, LayerInstance, Poisoned, RuleValue, Scope, Slot, Tree, describe, walk_layers
 
@@ -34,10 +44,15 @@ def watch_learners(el: TrainElaborator, training: Training, items: list[A.Node],
             continue                                               # reported where the statement is executed
         if isinstance(rule, RuleValue):
             for inst in instances(found):
-                wanted = {"pre"} if has_local_loss(rule) else set()
+                wanted = {"pre", *further_arguments(inst)} if has_local_loss(rule) else set()
                 wanted |= {seen.path[0] for seen in rule.decl.sees if len(seen.path) == 1 and param_at(inst, seen.path) is None}
                 hidden = [INPUT] if has_local_loss(rule) and _lets_pre(inst) else []
                 watch(inst, [*[n for n in signal_names(inst) if n in wanted], *hidden])
+
+
+def further_arguments(inst: LayerInstance) -> list[str]:
+    """What the layer's fn takes beside its input."""
+    return [p.name for p in inst.forward.decl.params[1:]] if inst.forward is not None else []
 
 
 def _lets_pre(inst: LayerInstance) -> bool:
@@ -56,7 +71,8 @@ def instances(found: object) -> list[LayerInstance]:
 
 
 def has_local_loss(rule: RuleValue) -> bool:
-    return any(isinstance(n, A.Minimize) for item in rule.decl.items for n in A.walk(item))
+    return any(isinstance(n, A.Minimize) or isinstance(n, A.Call) and isinstance(n.func, A.Name) and n.func.id in RULE_FUNCTIONS
+               for item in rule.decl.items for n in A.walk(item))
 
 
 def param_at(inst: LayerInstance, path: tuple[str, ...]) -> Slot | None:
@@ -128,8 +144,11 @@ def learn_layer(el: TrainElaborator, s: A.Learn, use: RuleUse, inst: LayerInstan
     sees = [see(el, use, inst, signal, s) for signal in use.rule.decl.sees]
     local = None
     if has_local_loss(use.rule):
-        local = local_forward(el, inst, path, sees, s.span)
-        sees += local.hidden
+        try:
+            local = local_forward(el, inst, path, sees, s.span)
+            sees += local.hidden
+        except CompileError as e:                                  # no error unless the rule comes to need it
+            local = NoForward(e)
     bound = bind_given(el, use, given, s.span)
     fn, leaves = rule_function(el, use, sees, bound, path, s.span, local)
     cells = own_cells(el, training, use, inst, path, fn)
@@ -194,7 +213,7 @@ def see(el: TrainElaborator, use: RuleUse, inst: LayerInstance, signal: A.Signal
         near = did_you_mean(name, has)
         layer = el.run.training.paths[id(inst)]
         el.fail(s.target.span, f"rule `{use.name}` sees `{name}`, which layer `{layer}` ({inst.cls.name}) does not have",
-                hint=(f"did you mean `{near}`? " if near else "") + f"it has: {', '.join(has)}",
+                hint=(f"did you mean `{near}`? " if near else "") + f"it has: {', '.join(has)}; a top-level `let {name} = ..` in its `fn` would give it",
                 notes=[(signal.span, "seen here"), (inst.cls.decl.name_span, f"layer {inst.cls.name} is declared here")])
     v = el.run.stash.get(watched) or el.frame.cells.get(watched)
     if v is None:
@@ -248,7 +267,7 @@ class LocalForward:
 def local_forward(el: TrainElaborator, inst: LayerInstance, path: str, sees: list[Seen], span: Span) -> LocalForward:
     call = find_call(el, el.frame.block, path)
     if call is None:
-        raise AssertionError(f"no call of layer {path}")
+        el.fail(span, f"a local loss cannot learn layer `{path}` here: its call is in another branch")
     func: Func = el.module.funcs[call.attrs["callee"]]
     cells = inst.cells
     names = {id(s.place): s.name for s in sees if s.role == "param"}
@@ -267,21 +286,30 @@ def local_forward(el: TrainElaborator, inst: LayerInstance, path: str, sees: lis
             args.append(("capture", p))
     rest = func.args[len(cells):]
     wants_key = bool(rest) and rest[-1].type == TensorType(u64) and rest[-1].name == "key"
-    if len(rest) - wants_key != 1:
-        el.fail(span, f"a local loss needs a layer that is called with one tensor; `{path}` takes {len(rest) - wants_key}")
+    further = [a.name for a in rest[1:len(rest) - wants_key]]
+    values = {n: el.run.stash.get(inst.watched[n]) or el.frame.cells.get(inst.watched[n]) for n in further if n in inst.watched}
+    if any(values.get(n) is None for n in further) or not rest:
+        el.fail(span, f"a local loss needs a layer that is called with tensors; `{path}` takes {', '.join(f'`{a.name}`' for a in rest) or 'nothing'}")
     name = INPUT if INPUT in inst.watched else "pre"
     pre = inst.watched[name]
     v = el.run.stash.get(pre) or el.frame.cells[pre]
+    if v.type != rest[0].type:
+        el.fail(span, f"a local loss cannot learn layer `{path}`, which is called in a loop: its input is {rest[0].type} there, {v.type} in all",
+                hint="a rule for it writes its update out; or `learn` the layer that holds the loop")
     if not any(s.name == name and s.role == "signal" for s in sees):
         hidden.append(Seen(name, v.type, "signal", v, hidden=True))
     args.append(("signal", name))
+    for n in further:
+        if not any(s.name == n and s.role == "signal" for s in sees):
+            hidden.append(Seen(n, values[n].type, "signal", values[n], hidden=True))
+        args.append(("signal", n))
     if wants_key:
         args.append(("key", ""))
     signal_results = list(call.attrs.get("signals", ()))
     results: list[str | None] = [None] * len(func.result_types)
     results[0] = "out"
     for i, signal in enumerate(signal_results, len(results) - len(signal_results)):
-        results[i] = signal if signal != name else None
+        results[i] = signal if signal != name and signal not in further else None
     if "out" in signal_results:
         results[0] = None
     return LocalForward((func.name, tuple(args), tuple(results)), func.name, args, results, hidden)

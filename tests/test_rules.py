@@ -344,13 +344,14 @@ def test_compiled_steps_agree_with_the_interpreter(body):
 @pytest.mark.parametrize("body, message", [
     ("learn model.hidden by heb(0.1)", "did you mean `hebb`"),
     ("learn model.hiden by hebb(0.1)", "did you mean `hidden`"),
-    ("learn model.out by sanger(0.1)", "sees `u`, which layer `model.out` (Linear) does not have"),
-    ("learn model.out by sanger(0.1)", "it has: pre, out, x, w, b"),
+    ("learn model by sanger(0.1)", "sees `u`, which layer `model` (Net) does not have"),
+    ("learn model.out by stdp(0.1, 0.1)", "`pre`, which rule `stdp` sees, is f32[8, 5]"),
+    ("learn model by sanger(0.1)", "it has: pre, out, x, hidden.w, hidden.b, out.w, out.b; a top-level `let u = ..` in its `fn` would give it"),
     ("learn model by hebb(0.1)", "sees `w`, which layer `model` (Net) does not have"),
     ("learn x by hebb(0.1)", "needs a layer"),
     ("learn model.out by delta(0.1)", "needs to be given `target`"),
     ("learn model.out by delta(0.1) given y", "given to rule `delta`"),
-    ("learn model.out by delta(0.1) given one_hot(y, 4)", "dimension 1 is 4, not 3"),
+    ("learn model.out by delta(0.1) given one_hot(y, 4)", "expected f32[..]: `..` is [8, 3], not [8, 4]"),
     ("learn model.out by delta(0.1) given targt = y", "did you mean `target`"),
     ("learn model.out by delta(0.1) given y, y", "got 2 signals"),
     ("learn model.hidden by hebb()", "needs argument `lr`"),
@@ -410,7 +411,9 @@ FORMULAS = {
     "oja(0.1)": lambda x, u, h, w: w + 0.1 * (x.T @ u - w * (u * u).sum(0)) / 8,
     "sanger(0.1)": lambda x, u, h, w: w + 0.1 * (x.T @ u - w @ np.triu(u.T @ u)) / 8,
     "bcm(0.1)": lambda x, u, h, w: w + 0.1 * x.T @ (h * (h - 1)) / 8,
-    "soft_hebb(0.1, 2.0)": lambda x, u, h, w: w + 0.1 * (x.T @ soft(u / 2) - w * (soft(u / 2) * u).sum(0)) / 8,
+    "hebb(0.1, 0.01)": lambda x, u, h, w: w + 0.1 * (x.T @ h / 8 - 0.01 * w),
+    "soft_hebb(0.1, 2.0)": lambda x, u, h, w: w + 0.1 * np.sqrt(np.abs(np.linalg.norm(w, axis=0) - 1)) * largest(soft_hebb(x, soft(2 * u), u, w)),
+    "soft_hebb(0.1, 2.0, p = 0, anti = true)": lambda x, u, h, w: w + 0.1 * largest(soft_hebb(x, np.where(u == u.max(1, keepdims=True), 1, -1) * soft(2 * u), u, w)),
     "krotov_hopfield(0.1)": lambda x, u, h, w: w + 0.1 * krotov(x, u, w) / np.abs(krotov(x, u, w)).max(),
 }
 
@@ -418,6 +421,14 @@ FORMULAS = {
 def soft(z):
     e = np.exp(z - z.max(-1, keepdims=True))
     return e / e.sum(-1, keepdims=True)
+
+
+def soft_hebb(x, y, u, w):
+    return x.T @ y - w * (y * u).sum(0)
+
+
+def largest(d):
+    return d / np.abs(d).max()
 
 
 def krotov(x, u, w):
@@ -436,7 +447,7 @@ def test_library_rules_are_their_formulas(rule):
 
 @pytest.mark.parametrize("rule, given", [
     ("pred(3, 0.01)", " given y"), ("predsim(3, 0.01)", " given y"), ("forward_forward(0.01)", " given f32(y > 0)"),
-    ("reward_hebb(0.1)", " given f32(y == 1)"), ("three_factor(3, 0.1)", " given y"), ("three_factor_fb(3, 0.1)", " given y"),
+    ("reward_hebb(0.1)", " given f32(y == 1)"), ("three_factor(3, 0.1)", " given y"), ("three_factor(3, 0.1, feedback = true)", " given y"),
 ])
 def test_library_rules_learn_and_are_local(rule, given):
     run = library(rule, given)
