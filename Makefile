@@ -37,5 +37,5 @@ tour:            ## run the commands of docs/tour.md again and write down what t
 examples:        ## run every example on the cpu and on OpenCL
 	for b in cpu opencl; do for f in examples/*.nn; do $(PYTHON) -m engram run $$f --backend $$b --out out/$$b || exit 1; done; done
 
-bench:           ## time the headline workloads
-	$(PYTHON) -m engram bench
+bench:           ## time the headline workloads beside PyTorch and JAX (where they are installed) and write benchmarks/RESULTS.md
+	$(PYTHON) -m engram bench --vs torch,jax --out benchmarks/RESULTS.md

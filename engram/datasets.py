@@ -156,6 +156,27 @@ def xor() -> Dataset:
     return Dataset("xor", {"x": x, "y": (x[:, :1] != x[:, 1:]).astype(np.float32)})
 
 
+@loader("random")
+def random(n: int = 1024, x: Sequence[int] = (), y: Sequence[int] = (), x_below: int | None = None, y_below: int | None = None,
+           seed: int = 0) -> Dataset:
+    """Random numbers, to time and to try things with: fields x and y of n samples, each of the sizes given.
+
+    Normal f32 numbers; where `x_below` or `y_below` is given, i64 numbers from 0 to below it. Equal arguments give equal arrays.
+    """
+    rng = np.random.default_rng(seed)
+    fields = {}
+    for name, sizes, below in (("x", x, x_below), ("y", y, y_below)):
+        sizes = list(sizes) if isinstance(sizes, Sequence) else [sizes]
+        for what, v in ((name, sizes), ("n", [n]), (f"{name}_below", [1 if below is None else below])):
+            if not all(isinstance(k, int) and not isinstance(k, bool) and k > 0 for k in v):
+                raise DatasetError(f"random: {what} = {v if what == name else v[0]!r}, expected " + ("positive sizes" if what == name else "a positive integer"))
+        shape = (n, *sizes)
+        if _numel(shape) * 8 > MAX_BYTES:
+            raise DatasetError(f"random: {name} of {list(shape)} takes {_numel(shape) * 8:,} bytes; expected at most {MAX_BYTES:,}")
+        fields[name] = rng.standard_normal(shape, np.float32) if below is None else rng.integers(0, below, shape)
+    return Dataset("random", fields)
+
+
 # ---- files of arrays ------------------------------------------------------------------------------------------------
 
 @loader("npz")

@@ -66,7 +66,8 @@ def place(tmp_path, monkeypatch):
     (["opt", "bad.ir", "-p", "cse"], "bad.ir: "),
     (["opt", "kinds.ir", "-p", "cse"], "kinds.ir: malformed IR"),
     (["opt", "kinds.ir", "-p", "nope"], "there is no pass 'nope'"),
-    (["bench", "nope"], "unknown workload 'nope'"),
+    (["bench", "nope"], "unknown workload 'nope'"), (["bench", "--vs", "nope"], "--vs nope: unknown peer; known: torch, jax"),
+    (["bench", "mpl"], "did you mean 'mlp'?"), (["bench", "mlp", "--out", "nowhere/R.md"], "there is no folder nowhere"),
 ], ids=lambda v: " ".join(v).replace(str(ROOT), "") if isinstance(v, list) else "")
 def test_status_1_and_a_message(place, argv, wanted, capsys):
     assert main(argv) == 1

@@ -105,11 +105,14 @@ def parser() -> argparse.ArgumentParser:
     c.add_argument("--from", metavar="URL", dest="url", help="another mirror: the address of the folder that holds the files")
     c.add_argument("--force", action="store_true", help="replace files that are not the standard ones")
 
-    c = command("bench", "time the headline workloads on this machine")
-    c.add_argument("workload", nargs="*", metavar="W", help="only these (default: all)")
-    c.add_argument("--list", action="store_true", help="print the workloads")
+    c = command("bench", "time the headline workloads on this machine, beside other libraries")
+    c.add_argument("workload", nargs="*", metavar="NAME", help="only these workloads or groups (default: all)")
+    c.add_argument("--list", action="store_true", help="print the workloads, and what each has to reach")
+    c.add_argument("--vs", default="", metavar="PEER,...", help="peers to time in turns with Engram: torch, jax (results are compared first)")
     _machine(c)
-    c.add_argument("--json", action="store_true", help="results as JSON")
+    c.add_argument("--json", action="store_true", help="results as JSON on standard output")
+    c.add_argument("--out", metavar="FILE", help="write the table as Markdown (default: benchmarks/RESULTS.md of a checkout, "
+                                                  "when all workloads were timed against a peer)")
     return p
 
 

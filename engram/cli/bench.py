@@ -1,182 +1,94 @@
-"""`engram bench`: times the headline workloads on this machine, the best of several repeats. Peers are in benchmarks/."""
+"""`engram bench`: times the workloads of benchmarks/ on this machine, beside PyTorch and JAX where they are wanted and installed."""
 from __future__ import annotations
 
 import json
+import sys
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from pathlib import Path
 
-import numpy as np
-
-from . import OK
+from . import OK, WRONG
 from .errors import UserError
 
 
-@dataclass
-class Workload:
-    """`source`: the program; `run(program arguments)` gives (value, unit) through `measure`."""
-
-    what: str
-    run: Callable[[object], tuple[float, str]]
-
-
 def bench_command(args) -> int:
-    """Print a table, or JSON."""
-    unknown = [w for w in args.workload if w not in WORKLOADS]
-    if unknown:
-        raise UserError(f"unknown workload {unknown[0]!r}; known: {', '.join(WORKLOADS)}")
-    if args.list:
-        print("\n".join(f"{k:14s} {w.what}" for k, w in WORKLOADS.items()))
-        return OK
-    rows = []
-    if not args.json:
-        print(machine(args))
-    for name in args.workload or WORKLOADS:
-        value, unit = WORKLOADS[name].run(args)
-        rows.append({"workload": name, "value": value, "unit": unit, "what": WORKLOADS[name].what})
-        if not args.json:
-            print(f"{name:14s} {value:12,.3f} {unit:10s} {WORKLOADS[name].what}", flush=True)
-    if args.json:
-        print(json.dumps({"machine": machine(args), "backend": args.backend, "threads": args.threads, "results": rows}, indent=1))
-    return OK
-
-
-def machine(args) -> str:
-    """The processor, which every number depends on."""
-    import os
-    import platform
-    name = platform.processor() or platform.machine()
+    """Measure, print a line per workload, write RESULTS.md or JSON."""
+    from ..benchmarks import workloads
+    peers = _peers(args.vs)
     try:
-        with open("/proc/cpuinfo", encoding="utf-8") as f:
-            name = next(line.split(":", 1)[1].strip() for line in f if line.startswith("model name"))
-    except (OSError, StopIteration):
-        pass
-    return f"{name}, {os.cpu_count()} cores; backend {args.backend}, {args.threads or 'all'} threads"
+        chosen = workloads.choose(args.workload)
+    except KeyError as e:
+        known = [*workloads.WORKLOADS, *workloads.GROUPS]
+        from ..compiler.diagnostics import did_you_mean
+        near = did_you_mean(e.args[0], known)
+        raise UserError(f"unknown workload {e.args[0]!r}: " + (f"did you mean {near!r}?" if near else f"known: {', '.join(known)}")) from None
+    if args.list:
+        _list(chosen)
+        return OK
+    if args.backend == "interp":
+        raise UserError("the interpreter defines what programs mean; it is nothing to time")
+    return _measure(chosen, peers, args)
 
 
-def best(f: Callable[[], object], seconds: float = 1.0, repeats: int = 5) -> float:
-    """Seconds a call, the best of several repeats that together take about `seconds`."""
-    f()
-    start = time.perf_counter()
-    f()
-    n = max(1, int(seconds / repeats / max(time.perf_counter() - start, 1e-7)))
-    out = float("inf")
-    for _ in range(repeats):
-        start = time.perf_counter()
-        for _ in range(n):
-            f()
-        out = min(out, (time.perf_counter() - start) / n)
-    return out
+def _peers(text: str) -> list[str]:
+    from ..benchmarks.worker import PEERS
+    peers = list(dict.fromkeys(p.strip() for p in text.split(",") if p.strip()))
+    for p in peers:
+        if p not in PEERS:
+            raise UserError(f"--vs {p}: unknown peer; known: {', '.join(PEERS)}")
+    return peers
 
 
-def matmul(args) -> tuple[float, str]:
-    """GFLOP/s of f32 1024^3."""
-    from ..compiler import driver
-    from ..compiler.ir import TensorType, f32
-    from ..frontend import elaborate_function
-    from ..session import load_program
-    n = 1024
-    e = elaborate_function(load_program("fn f(a: f32[m, k], b: f32[k, n]) -> f32[m, n] { a @ b }\n"), "f", [TensorType(f32, (n, n))] * 2)
-    program = driver.build(e.module, args.backend, threads=args.threads)
-    rng = np.random.default_rng(0)
-    a, b = (program.to_device(rng.standard_normal((n, n), np.float32)) for _ in range(2))
-    return 2 * n**3 / best(lambda: program.to_host(program.call(e.entry, [a, b])[0])) / 1e9, "GFLOP/s"
+def _list(chosen) -> None:
+    from ..benchmarks.workloads import GROUPS
+    for w in chosen:
+        bars = "; ".join(w.bar(what) for what in w.bars)
+        print(f"{w.name:18s} {w.what}" + (f"  [{bars}]" if bars else ""))
+    print("groups: " + "; ".join(f"{k} = {' '.join(v)}" for k, v in GROUPS.items()))
 
 
-def step(source: str, x: np.ndarray, y: np.ndarray):
-    """Times one training step of a train block `t` over one batch."""
-    def run(args) -> float:
-        from ..datasets import Dataset
-        from ..session import load_program, train_plan
-        from ..train import Trainer, key_of
-        plan = train_plan(load_program(source), "t", given={"bench": Dataset("bench", {"x": x, "y": y})})
-        trainer = Trainer(plan, args.backend, args.threads)
-        trainer.initialise(0)
-        phase = plan.phases[0]
-        program = trainer.program(phase.module)
-        state = {"slots": trainer._slots_for(program), "step": 0}
-        key = key_of(0, 3, 0)
-        fields = [program.to_device(v) for v in (x, y)]
+def _measure(chosen, peers: list[str], args) -> int:
+    from ..benchmarks import compare, machine, tables
+    from ..codegen.cpu.runtime import default_threads
+    threads = args.threads or default_threads()
+    out = _destination(args, peers, len(chosen))
+    shown = sys.stderr if args.json else sys.stdout
+    live = shown.isatty()
+    began = time.perf_counter()
+    limits = machine.measure(threads)
+    report = tables.Report(threads, args.backend, limits, tables.versions(peers), peers)
+    print(f"{report.machine()}; {threads} thread{'s' * (threads > 1)}, backend {args.backend}; {', '.join(report.versions)}\n{limits.text()}",
+          file=shown, flush=True)
 
-        def once():
-            s = state["slots"]
-            r = program.call(phase.entry, [*s, np.array(state["step"], np.int64), np.array(0, np.int64), key, *fields])
-            state["slots"], state["step"] = r[:len(s)], state["step"] + 1
-            return float(program.to_host(r[len(s)]))
+    def say(text: str) -> None:
+        if live:
+            print(f"\r\x1b[K{text}", end="", file=shown, flush=True)
 
-        return best(once)
-    return run
-
-
-def _mlp(args) -> tuple[float, str]:
-    rng = np.random.default_rng(0)
-    source = '''import "std/nn.nn"
-layer M() {
-  a = Linear(784, 512)
-  b = Linear(512, 256)
-  c = Linear(256, 10)
-  fn (x: f32[B, 784]) -> f32[B, 10] { x |> a |> relu |> b |> relu |> c }
-}
-train t { model = M(); data = dataset("bench"); batch = 128; holdout = 0
-  minimize cross_entropy(model(x), y) using adam(1e-3) }
-'''
-    return step(source, rng.standard_normal((128, 784), np.float32), rng.integers(0, 10, 128))(args) * 1e3, "ms/step"
+    for w in chosen:
+        row = compare.run(w, peers, threads, limits.cache, args.backend, say)
+        say("")
+        report.rows.append(row)
+        print(tables.line(row, limits), file=shown, flush=True)
+    report.limits = machine.best_of(limits, machine.measure(threads))
+    report.seconds = time.perf_counter() - began
+    if args.json:
+        print(json.dumps(tables.as_json(report), indent=1))
+    if out is not None:
+        from ..checkpoint import atomic_write
+        atomic_write(out, tables.markdown(report).encode())
+        print(f"wrote {out}", file=shown)
+    return OK if all(row.seconds is not None for row in report.rows) else WRONG
 
 
-def _xor(args) -> tuple[float, str]:
-    from ..datasets import dataset
-    source = '''import "std/nn.nn"
-layer M() {
-  a = Linear(2, 8)
-  b = Linear(8, 1)
-  fn (x: f32[B, 2]) -> f32[B, 1] { x |> a |> tanh |> b }
-}
-train t { model = M(); data = dataset("bench"); batch = 4; holdout = 0
-  minimize mse_loss(model(x), y) using sgd(0.5) }
-'''
-    d = dataset("xor").fields
-    return step(source, d["x"], d["y"])(args) * 1e6, "us/step"
-
-
-def _digits(args) -> tuple[float, str]:
-    from ..datasets import dataset
-    source = '''import "std/nn.nn"
-layer M() {
-  a = Linear(64, 128)
-  b = Linear(128, 10)
-  fn (x: f32[B, 64]) -> f32[B, 10] { x |> a |> relu |> b }
-}
-train t { model = M(); data = dataset("bench"); batch = 32; holdout = 0
-  minimize cross_entropy(model(x), y) using adam(3e-3) }
-'''
-    d = dataset("digits").fields
-    return step(source, d["x"][:32], d["y"][:32])(args) * 1e6, "us/step"
-
-
-def _rnn(args) -> tuple[float, str]:
-    source = '''import "std/nn.nn"
-layer M() {
-  emb = Embedding(65, 256)
-  param wx: f32[256, 256] = kaiming_uniform(256)
-  param wh: f32[256, 256] = uniform(-1 / 16, 1 / 16)
-  param b: f32[256] = 0
-  head = Linear(256, 65)
-  fn (i: int[B, T]) -> f32[T, B, 65] {
-    let us = emb(i.T) @ wx + b
-    head(scan u in us with s = zeros(B, 256) { let s = tanh(u + s @ wh); yield s; s })
-  }
-}
-train t { model = M(); data = dataset("bench"); batch = 32; holdout = 0
-  minimize cross_entropy(model(x), y.T) using adam(1e-3) }
-'''
-    rng = np.random.default_rng(0)
-    return step(source, rng.integers(0, 65, (32, 64)), rng.integers(0, 65, (32, 64)))(args) * 1e3, "ms/step"
-
-
-WORKLOADS = {
-    "matmul": Workload("f32 1024 x 1024 x 1024", matmul),
-    "mlp": Workload("784-512-256-10, batch 128, Adam: one training step", _mlp),
-    "digits": Workload("64-128-10, batch 32, Adam: one training step", _digits),
-    "xor": Workload("2-8-1, batch 4, SGD: one training step, called from Python", _xor),
-    "rnn": Workload("h = 256, T = 64, B = 32, Adam: one training step", _rnn),
-}
+def _destination(args, peers: list[str], n: int) -> Path | None:
+    """Where RESULTS.md goes: --out; in a checkout, beside the workloads when all of them were run against a peer."""
+    from ..benchmarks import workloads
+    if args.out:
+        out = Path(args.out)
+        if out.is_dir():
+            out = out / "RESULTS.md"
+        if not out.parent.is_dir():
+            raise UserError(f"--out {args.out}: there is no folder {out.parent}")
+        return out
+    folder = Path(workloads.__file__).parent
+    in_checkout = (folder.parent / "pyproject.toml").is_file()
+    return folder / "RESULTS.md" if in_checkout and peers and n == len(workloads.TABLE) else None

@@ -1,0 +1,243 @@
+"""One row of the table: results compared first, then time taken in turns, then set beside the limit and what has to be reached."""
+from __future__ import annotations
+
+import os
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from .machine import Limits
+from .models import Part
+from .worker import PEERS, Side, SideFailed, installed
+from .workloads import Workload
+
+SLICE = 0.12               # seconds that a side runs in one turn, where a unit of work is shorter
+TURNS = (3, 15)            # at least and at most
+BUDGET = 6.0               # seconds that the turns of one workload may take, beyond the least number of them
+FIRST_TURNS = 2            # of first steps, each a process of its own
+
+
+@dataclass
+class Peer:
+    """What a peer did in a row: its seconds a unit, ours beside them in the same turns, or why there is nothing."""
+
+    name: str
+    seconds: float | None = None
+    ratios: list[float] = field(default_factory=list)        # its time / ours, turn by turn
+    difference: float | None = None                          # of the results, relative to their largest magnitude
+    note: str = ""
+
+    @property
+    def ratio(self) -> float | None:
+        return statistics.median(self.ratios) if self.ratios else None
+
+
+@dataclass
+class Row:
+    """A workload's outcome. `seconds` is the median time of a unit; `note` says why a row is empty."""
+
+    workload: Workload
+    seconds: float | None = None
+    spread: tuple[float, float] | None = None
+    peers: list[Peer] = field(default_factory=list)
+    turns: int = 0
+    note: str = ""
+    parts: list[Part] = field(default_factory=list)          # of the limit
+
+    @property
+    def unit(self) -> str:
+        return self.workload.unit
+
+    def value(self, seconds: float | None) -> float | None:
+        """Seconds a unit of work as the row's number."""
+        return None if seconds is None else number(self.workload, seconds)
+
+    def limit(self, limits: Limits) -> float | None:
+        """The least seconds that this machine could take for a unit."""
+        s = limits.seconds(self.parts)
+        return s if s > 0 else None
+
+    def bars(self, limits: Limits) -> list[tuple[str, bool | None]]:
+        """What had to be reached, and whether it was; None where it could not be seen."""
+        out: list[tuple[str, bool | None]] = []
+        value, found = self.value(self.seconds), {p.name: p.ratio for p in self.peers}
+        for what, bar in self.workload.bars.items():
+            if what == "limit":
+                least = self.limit(limits)
+                ok = None if self.seconds is None or least is None else least / self.seconds >= bar
+            elif what in ("most", "least"):
+                ok = None if value is None else value <= bar if what == "most" else value >= bar
+            else:
+                r = found.get(what)
+                ok = None if r is None else r >= bar
+            out.append((self.workload.bar(what), ok))
+        return out
+
+
+def number(w: Workload, seconds: float) -> float:
+    """Seconds a unit of work, in the workload's own unit."""
+    if w.unit == "GFLOP/s":
+        return sum(p.flops for p in w.parts(0)) / seconds / 1e9
+    return {"s": seconds, "ms": seconds * 1e3, "us": seconds * 1e6, "tokens/s": 1 / seconds}[w.unit]
+
+
+def run(w: Workload, peers: list[str], threads: int, cache: int, backend: str = "cpu", say: Callable[[str], None] = lambda text: None) -> Row:
+    """Measure one workload. A side that fails leaves a note in the row; the others go on. `backend` is Engram's."""
+    row = Row(w, parts=w.parts(cache))
+    for p in peers:
+        row.peers.append(Peer(p, note="" if installed(p) else f"{p} is not installed"))
+    present = [p for p in row.peers if not p.note]
+    try:
+        (_first if w.kind == "first" else _turns)(row, present, threads, backend, say)
+    except SideFailed as e:
+        row.note = str(e)
+    return row
+
+
+# ---- work that repeats --------------------------------------------------------------------------------------------------------
+
+def _turns(row: Row, peers: list[Peer], threads: int, backend: str, say) -> None:
+    w, sides, units = row.workload, {}, {}
+    try:
+        for name in ["engram", *(p.name for p in peers)]:
+            sides[name] = Side(name, threads)
+        for name, side in list(sides.items()):               # one at a time: who builds must not hold up who answers
+            say(f"{w.name}: {name} prepares")
+            try:
+                units[name] = side.ask(do="prepare", workload=w.name, size=dict(w.size), backend=backend)["unit"]
+            except SideFailed as e:
+                if name == "engram":
+                    raise
+                _drop(sides, name, peers, str(e))
+        _compare(row, sides, peers)
+        plans = {name: _plan(side, units[name]) for name, side in sides.items()}
+        say(f"{w.name}: in turns")
+        _take_turns(row, sides, plans, peers)
+    finally:
+        for side in sides.values():
+            side.close()
+
+
+def _drop(sides: dict[str, Side], name: str, peers: list[Peer], why: str) -> None:
+    sides.pop(name).close()
+    next(p for p in peers if p.name == name).note = why
+
+
+def _compare(row: Row, sides: dict[str, Side], peers: list[Peer]) -> None:
+    """Drops the peers whose results are not ours."""
+    with tempfile.TemporaryDirectory(prefix="engram-bench-") as folder:
+        found = {}
+        for name, side in list(sides.items()):
+            path = os.path.join(folder, f"{name}.npz")
+            try:
+                side.ask(do="results", path=path)
+            except SideFailed as e:
+                if name == "engram":
+                    raise
+                _drop(sides, name, peers, str(e))
+                continue
+            with np.load(path) as z:
+                found[name] = {k: z[k] for k in z.files}
+        ours = found.pop("engram")
+        for name, theirs in found.items():
+            peer = next(p for p in peers if p.name == name)
+            peer.difference, where = difference(ours, theirs)
+            if not peer.difference <= row.workload.tolerance:            # NaN among them
+                _drop(sides, name, peers, f"not timed: {where} differ by {peer.difference:.2g} of the largest (tolerance {row.workload.tolerance:g})")
+
+
+def difference(a: dict[str, np.ndarray], b: dict[str, np.ndarray]) -> tuple[float, str]:
+    """The largest difference between equally named arrays, relative to their largest magnitude, and the array's name."""
+    worst = (0.0, next(iter(a), "results"))
+    for name, x in a.items():
+        y = b.get(name)
+        if y is None or y.shape != x.shape:
+            return float("inf"), name
+        scale = max(float(np.abs(x).max(initial=0)), float(np.abs(y).max(initial=0)), 1e-30)
+        d = float(np.abs(x.astype(np.float64) - y).max(initial=0)) / scale
+        if np.isnan(d):
+            return float("nan"), name
+        worst = max(worst, (d, name))
+    return worst
+
+
+def _plan(side: Side, unit: int) -> tuple[int, int]:
+    """(units in a turn, units that go before it untimed): enough to fill a slice; long work needs no warming up each time."""
+    side.ask(do="time", n=unit)
+    seconds = side.ask(do="time", n=unit)["seconds"]
+    n = unit * max(1, round(SLICE / max(seconds, 1e-9)))
+    if n > unit:                                             # the first call may have been slower than the rest
+        seconds = side.ask(do="time", n=n)["seconds"] * unit / n
+        n = unit * max(1, round(SLICE / max(seconds, 1e-9)))
+    return n, 0 if seconds > SLICE else max(unit, n // 8 // unit * unit)
+
+
+def _take_turns(row: Row, sides: dict[str, Side], plans: dict[str, tuple[int, int]], peers: list[Peer]) -> None:
+    seconds: dict[str, list[float]] = {name: [] for name in sides}
+    began = time.perf_counter()
+    for turn in range(TURNS[1]):
+        if turn >= TURNS[0] and time.perf_counter() - began > BUDGET:
+            break
+        order = list(sides) if turn % 2 == 0 else list(sides)[::-1]      # so that none is always the first after a pause
+        taken = {}
+        for name in order:
+            n, warm = plans[name]
+            taken[name] = sides[name].ask(do="time", n=n, warm=warm)["seconds"] / n
+        for name, s in taken.items():
+            seconds[name].append(s)
+    _conclude(row, seconds, peers)
+
+
+def _conclude(row: Row, seconds: dict[str, list[float]], peers: list[Peer]) -> None:
+    ours = seconds["engram"]
+    row.seconds, row.spread, row.turns = statistics.median(ours), (min(ours), max(ours)), len(ours)
+    for p in peers:
+        if p.name in seconds:
+            p.seconds = statistics.median(seconds[p.name])
+            p.ratios = [theirs / mine for theirs, mine in zip(seconds[p.name], ours)]
+
+
+# ---- first steps ----------------------------------------------------------------------------------------------------------------
+
+def _first(row: Row, peers: list[Peer], threads: int, backend: str, say) -> None:
+    """Each in a fresh process. Cold: an empty cache folder every time. Warm: a folder that one run has filled (and JAX's own cache)."""
+    w = row.workload
+    seconds: dict[str, list[float]] = {}
+    losses: dict[str, float] = {}
+    names = ["engram", *(p.name for p in peers)]
+    with tempfile.TemporaryDirectory(prefix="engram-bench-") as folder:
+        for turn in range(FIRST_TURNS + w.warm):
+            for name in list(names):
+                cache = os.path.join(folder, "warm" if w.warm else f"cold{turn}")
+                env = {"ENGRAM_CACHE_DIR": cache, **({"ENGRAM_BENCH_JAX_CACHE": cache + "-jax"} if w.warm else {})}
+                say(f"{w.name}: {name}")
+                side = Side(name, threads, env)
+                try:
+                    side.ask(do="prepare", workload=w.name, size=dict(w.size), backend=backend)
+                    answer = side.ask(do="first")
+                except SideFailed as e:
+                    if name == "engram":
+                        raise
+                    names.remove(name)
+                    seconds.pop(name, None)
+                    next(p for p in peers if p.name == name).note = str(e)
+                    continue
+                finally:
+                    side.close()
+                losses.setdefault(name, answer["loss"])
+                if not w.warm or turn:                       # the run that fills the cache does not count
+                    seconds.setdefault(name, []).append(answer["seconds"])
+    for p in peers:
+        if p.name in losses:
+            p.difference, _ = difference({"loss": np.array(losses["engram"])}, {"loss": np.array(losses[p.name])})
+            if not p.difference <= w.tolerance:
+                p.note = f"not compared: the loss differs by {p.difference:.2g} (tolerance {w.tolerance:g})"
+                seconds.pop(p.name, None)
+    _conclude(row, seconds, peers)
+
+
+__all__ = ["PEERS", "Peer", "Row", "difference", "number", "run"]

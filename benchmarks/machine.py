@@ -1,0 +1,210 @@
+"""What this machine can do at most, measured with generated code: fused multiply-adds a second, and bytes a second from memory.
+
+    fma_peak(threads)      FLOP/s of f32 multiply-adds on full vectors held in registers: as many chains as hide the latency
+    read_bandwidth(...)    bytes a second read from a buffer far larger than the caches
+    triad_bandwidth(...)   the same for a = b + s * c (McCalpin's STREAM), reads and writes added
+
+Each thread runs the same code on its own data; ctypes lets go of Python's lock, so plain Python threads do. The best of several
+repeats counts: other work on the machine only ever takes away.
+"""
+from __future__ import annotations
+
+import ctypes
+import functools
+import threading
+import time
+from dataclasses import dataclass
+
+import numpy as np
+
+from ..codegen.cpu.compile import load
+from ..codegen.cpu.target import CpuTarget, host_target
+
+CHAINS = 24                    # independent multiply-adds: latency 4, two a cycle, with registers to spare of 32 (12 of 16)
+BUFFER = 128 << 20             # bytes read by each thread, several times any last-level cache share
+
+
+@dataclass(frozen=True)
+class Limits:
+    """FLOP/s and bytes/s of the threads in use; `one` thread's FMA peak beside them; bytes of the last-level cache."""
+
+    threads: int
+    fma: float
+    fma_one: float
+    read: float
+    triad: float
+    cache: int
+
+    def seconds(self, parts) -> float:
+        """The least time that the parts of a workload can take, one after the other: each bound by arithmetic or by memory."""
+        return sum(max(p.flops / self.fma, p.bytes / self.read) for p in parts)
+
+    def text(self) -> str:
+        return (f"FMA peak {self.fma / 1e9:,.0f} GFLOP/s on {self.threads} thread{'s' * (self.threads > 1)} ({self.fma_one / 1e9:,.0f} on one), "
+                f"memory {self.read / 1e9:.1f} GB/s read, {self.triad / 1e9:.1f} GB/s triad; last-level cache {self.cache >> 20} MB")
+
+
+def measure(threads: int, seconds: float = 0.8) -> Limits:
+    """All limits, in about `seconds`."""
+    share = seconds / 4
+    return Limits(threads, fma_peak(threads, share), fma_peak(1, share) if threads > 1 else fma_peak(threads, share),
+                  bandwidth("read", threads, share), bandwidth("triad", threads, share), last_level_cache())
+
+
+def best_of(a: Limits, b: Limits) -> Limits:
+    """The higher of two measurements, number by number."""
+    return Limits(a.threads, max(a.fma, b.fma), max(a.fma_one, b.fma_one), max(a.read, b.read), max(a.triad, b.triad), a.cache)
+
+
+def last_level_cache() -> int:
+    """Bytes of the largest cache that the first processor uses; 32 MB where the system does not tell."""
+    from pathlib import Path
+    sizes = []
+    for f in Path("/sys/devices/system/cpu/cpu0/cache").glob("index*/size"):
+        text = f.read_text().strip()
+        try:
+            sizes.append(int(text[:-1]) << {"K": 10, "M": 20}[text[-1]])
+        except (ValueError, KeyError):
+            continue
+    return max(sizes, default=32 << 20)
+
+
+# ---- the code ---------------------------------------------------------------------------------------------------------------
+
+@functools.cache
+def _library():
+    t = host_target()
+    return load(_text(t), ["engram_peak_fma", "engram_peak_read", "engram_peak_triad"], target=t)
+
+
+def _text(t: CpuTarget) -> str:
+    lanes = t.lanes("f32")
+    v = f"<{lanes} x float>"
+    chains = CHAINS if t.registers >= 32 else 12
+    head = [f"%x{k} = phi {v} [ %start, %entry ], [ %y{k}, %loop ]" for k in range(chains)]
+    step = [f"%y{k} = call {v} @llvm.fma.v{lanes}f32({v} %x{k}, {v} %m, {v} %m)" for k in range(chains)] if t.fma else \
+        [f"%p{k} = fmul {v} %x{k}, %m\n  %y{k} = fadd {v} %p{k}, %m" for k in range(chains)]
+    total = ["%t0 = fadd " + v + " %y0, %y1"] + [f"%t{k} = fadd {v} %t{k - 1}, %y{k + 1}" for k in range(1, chains - 1)]
+    size = lanes * 4
+    unroll = 8
+
+    def at(base: str, name: str, k: int) -> str:
+        return f"%{name}{k}i = add i64 %i, {k * size}\n  %{name}{k} = getelementptr i8, ptr {base}, i64 %{name}{k}i"
+    read_head = [f"%s{k} = phi {v} [ zeroinitializer, %entry ], [ %u{k}, %loop ]" for k in range(unroll)]
+    read = [f"{at('%a', 'p', k)}\n  %l{k} = load {v}, ptr %p{k}, align {size}\n  %u{k} = fadd {v} %s{k}, %l{k}" for k in range(unroll)]
+    read_total = ["%t0 = fadd " + v + " %u0, %u1"] + [f"%t{k} = fadd {v} %t{k - 1}, %u{k + 1}" for k in range(1, unroll - 1)]
+    triad = [f"{at('%a', 'pa', k)}\n  {at('%b', 'pb', k)}\n  {at('%c', 'pc', k)}\n  %b{k} = load {v}, ptr %pb{k}, align {size}\n"
+             f"  %c{k} = load {v}, ptr %pc{k}, align {size}\n  %m{k} = fmul {v} %c{k}, %k\n  %r{k} = fadd {v} %b{k}, %m{k}\n"
+             f"  store {v} %r{k}, ptr %pa{k}, align {size}" for k in range(unroll)]
+    nl = "\n  "
+    return f"""
+declare {v} @llvm.fma.v{lanes}f32({v}, {v}, {v})
+define void @engram_peak_fma(i64 %n, ptr %a, ptr %b, ptr %c) #0 {{
+entry:
+  %start = load {v}, ptr %b, align {size}
+  %m = load {v}, ptr %c, align {size}
+  br label %loop
+loop:
+  %i = phi i64 [ 0, %entry ], [ %next, %loop ]
+  {nl.join(head)}
+  {nl.join(step)}
+  %next = add i64 %i, 1
+  %more = icmp ult i64 %next, %n
+  br i1 %more, label %loop, label %done
+done:
+  {nl.join(total)}
+  store {v} %t{chains - 2}, ptr %a, align {size}
+  ret void
+}}
+define void @engram_peak_read(i64 %n, ptr %a, ptr %b, ptr %c) #0 {{
+entry:
+  br label %loop
+loop:
+  %i = phi i64 [ 0, %entry ], [ %next, %loop ]
+  {nl.join(read_head)}
+  {nl.join(read)}
+  %next = add i64 %i, {unroll * size}
+  %more = icmp ult i64 %next, %n
+  br i1 %more, label %loop, label %done
+done:
+  {nl.join(read_total)}
+  store {v} %t{unroll - 2}, ptr %b, align {size}
+  ret void
+}}
+define void @engram_peak_triad(i64 %n, ptr %a, ptr %b, ptr %c) #0 {{
+entry:
+  %first = load float, ptr %c, align 4
+  %one = insertelement {v} zeroinitializer, float 0x3FE0000000000000, i64 0
+  %k = shufflevector {v} %one, {v} zeroinitializer, <{lanes} x i32> zeroinitializer
+  br label %loop
+loop:
+  %i = phi i64 [ 0, %entry ], [ %next, %loop ]
+  {nl.join(triad)}
+  %next = add i64 %i, {unroll * size}
+  %more = icmp ult i64 %next, %n
+  br i1 %more, label %loop, label %done
+done:
+  ret void
+}}
+{t.fn_attrs}
+"""
+
+
+def chains() -> int:
+    """Multiply-adds in a turn of the peak loop."""
+    return CHAINS if host_target().registers >= 32 else 12
+
+
+def fma_peak(threads: int, seconds: float = 0.2) -> float:
+    """FLOP/s of f32 multiply-adds, two operations each, over all threads."""
+    turns = 400_000
+    buffers = [np.full(3 * 64, 0.5, np.float32) for _ in range(threads)]
+    each = [_aligned(b.ctypes.data) for b in buffers]
+    t = _best("engram_peak_fma", [(turns, p, p + 128, p + 256) for p in each], seconds)
+    return 2.0 * chains() * host_target().lanes("f32") * turns * threads / t
+
+
+def bandwidth(kind: str, threads: int, seconds: float = 0.2) -> float:
+    """Bytes a second over all threads, "read" or "triad"."""
+    from ..codegen.cpu.runtime import Memory
+    arrays = 1 if kind == "read" else 3
+    each = BUFFER // arrays // 4096 * 4096
+    memory = [[Memory(each) for _ in range(arrays)] for _ in range(threads)]
+    sink = [Memory(4096) for _ in range(threads)]
+    for part in memory:
+        for m in part:
+            ctypes.memset(m.address, 0, each)                # the pages must be there, and not be the one page of zeros
+    jobs = [(each, part[0].address, part[1].address if arrays > 1 else s.address, part[2].address if arrays > 1 else s.address)
+            for part, s in zip(memory, sink)]
+    return float(each) * arrays * threads / _best(f"engram_peak_{kind}", jobs, seconds)
+
+
+def _aligned(address: int) -> int:
+    return -(-address // 64) * 64
+
+
+def _best(symbol: str, jobs: list[tuple], seconds: float) -> float:
+    """The least time in which all threads, begun together, finish their job."""
+    f = ctypes.CFUNCTYPE(None, ctypes.c_int64, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_void_p)(_library().address(symbol))
+    least, until = float("inf"), time.perf_counter() + seconds
+    f(*jobs[0])
+    while least == float("inf") or time.perf_counter() < until:
+        if len(jobs) == 1:
+            start = time.perf_counter()
+            f(*jobs[0])
+            least = min(least, time.perf_counter() - start)
+            continue
+        gate, spans = threading.Barrier(len(jobs)), [None] * len(jobs)
+
+        def work(k: int, gate=gate, spans=spans) -> None:
+            gate.wait()
+            start = time.perf_counter()
+            f(*jobs[k])
+            spans[k] = (start, time.perf_counter())
+        threads = [threading.Thread(target=work, args=(k,)) for k in range(len(jobs))]
+        for t in threads:
+            t.start()
+        for t in threads:
+            t.join()
+        least = min(least, max(e for _, e in spans) - min(s for s, _ in spans))
+    return least

@@ -1,0 +1,202 @@
+"""Engram's side of the benchmarks: the `.nn` programs of this folder, given the weights and data that every side gets.
+
+A subject has `results()`, which is compared, and `run(n)`, which does n units of work and returns when they are done; `first()`
+is the clock of a first step. Nothing here is faster than what a user's program gets: the same plans, passes and calls.
+"""
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import numpy as np
+
+from . import models
+from .workloads import Workload
+
+FOLDERS = (Path(__file__).parent, Path(__file__).parent.parent / "examples")
+
+
+def version() -> str:
+    from .. import __version__
+    return f"engram {__version__}"
+
+
+def program_path(name: str) -> Path:
+    """Where a workload's program lies."""
+    for folder in FOLDERS:
+        if (folder / name).is_file():
+            return folder / name
+    raise FileNotFoundError(f"the program {name} is not in {FOLDERS[0]}")
+
+
+def prepare(w: Workload, threads: int, backend: str = "cpu"):
+    """The subject for a workload, compiled (but for a first step, where compiling is what is timed)."""
+    return {"call": Call, "train": Step, "loop": Loop, "generate": Generate, "first": First}[w.kind](w, threads, backend)
+
+
+class _Training:
+    """A train block with the benchmark's data and weights in its slots."""
+
+    def __init__(self, w: Workload, threads: int, backend: str, repeat: int = 1):
+        from ..datasets import Dataset
+        from ..session import load_program, train_plan
+        fields = models.data(w.model, w.size)
+        if repeat > 1:
+            fields = {k: np.tile(v, (repeat,) + (1,) * (v.ndim - 1)) for k, v in fields.items()}
+        self.fields, self.threads, self.backend = fields, threads, backend
+        program = load_program(str(program_path(w.program)))
+        settings = {**w.settings, **({"batch": w.size["batch"]} if "batch" in w.size else {})}
+        data = Dataset("benchmark", fields)
+        self.plan = train_plan(program, w.block, settings, given={name: data for name in ("random", "xor", "text")})
+
+    def trainer(self, weights: dict[str, np.ndarray]):
+        from ..train import Trainer
+        t = Trainer(self.plan, self.backend, self.threads)
+        t.initialise(0)
+        t.set_values(weights, "the benchmark's parameters")
+        return t
+
+
+class Step(_Training):
+    """One training step after the other, called from Python, on one batch."""
+
+    def __init__(self, w: Workload, threads: int, backend: str):
+        super().__init__(w, threads, backend)
+        self.begin(models.parameter_values(w.model, w.size))
+
+    def begin(self, weights: dict[str, np.ndarray]) -> None:
+        from ..train import key_of
+        t, phase = self.trainer(weights), self.plan.phases[0]
+        self.program, self.entry = t.program(phase.module), phase.entry
+        self.slots, self.count, self.key = t._slots_for(self.program), 0, key_of(0, 3, 0)
+        self.inputs = [self.program.to_device(v) for v in self.fields.values()]
+
+    def step(self) -> float:
+        n = len(self.slots)
+        r = self.program.call(self.entry, [*self.slots, np.array(self.count, np.int64), np.array(0, np.int64), self.key, *self.inputs])
+        self.slots, self.count = r[:n], self.count + 1
+        return float(self.program.to_host(r[n]))
+
+    def results(self) -> dict[str, np.ndarray]:
+        return {"losses of the first steps": np.array([self.step() for _ in range(models.COMPARED_STEPS)])}
+
+    def run(self, n: int) -> None:
+        for _ in range(n):
+            self.step()
+
+
+class First(Step):
+    """The first training step of a process: from weights in memory to the loss, every compilation included."""
+
+    def __init__(self, w: Workload, threads: int, backend: str):
+        self.arguments = (w, threads, backend)
+        self.weights = models.parameter_values(w.model, w.size)
+
+    def first(self) -> tuple[float, float]:
+        start = time.perf_counter()
+        _Training.__init__(self, *self.arguments)
+        self.begin(self.weights)
+        loss = self.step()
+        return time.perf_counter() - start, loss
+
+
+class Loop(_Training):
+    """Steps of a training run over a data set that repeats the batch: what `engram run` does with an epoch."""
+
+    def __init__(self, w: Workload, threads: int, backend: str):
+        super().__init__(w, threads, backend, repeat=models.LOOP_STEPS)
+        self.work = w
+        self._trainer = self.trainer(models.parameter_values(w.model, w.size))
+
+    def epoch(self):
+        return self._trainer.run(self.fields, shuffle=False, final=False)
+
+    def results(self) -> dict[str, np.ndarray]:
+        self._trainer.set_values(models.parameter_values(self.work.model, self.work.size))
+        losses = self.epoch().first_losses[:models.COMPARED_STEPS]
+        return {"losses of the first steps": np.array(losses), **{f"{k} after the loop": v for k, v in self._trainer.values(("param",)).items()}}
+
+    def run(self, n: int) -> None:
+        self.timed(n)
+
+    def timed(self, n: int) -> float:
+        """Seconds that n steps take (a multiple of a loop's): the epochs' own clock, since an epoch also measures."""
+        return sum(self.epoch().epochs[-1]["seconds"] for _ in range(n // models.LOOP_STEPS))
+
+    unit = models.LOOP_STEPS
+
+
+class Call:
+    """A function of the program, or a layer's forward pass, on arrays in memory."""
+
+    def __init__(self, w: Workload, threads: int, backend: str):
+        from ..compiler import driver
+        from ..compiler.ir import TensorType, f32, i64
+        from ..frontend import elaborate_call, elaborate_function, instantiate
+        from ..session import load_program
+        program = load_program(str(program_path(w.program)))
+        inputs = models.data(w.model, w.size)
+        if w.model == "gpt":
+            layer = instantiate(program, w.block, (), gpt_arguments(w.size))
+            tokens = TensorType(i64, inputs["x"].shape)
+            e = elaborate_call(layer, [tokens], method="last" if w.size.get("last") else "")
+            values = models.parameter_values(w.model, w.size)
+            self.run_program = p = driver.build(e.module, backend, threads=threads)
+            self.args = [p.to_device(inputs["x"] if a.kind == "arg" else values[a.name]) for a in e.args]
+        else:
+            e = elaborate_function(program, w.block, [TensorType(f32, v.shape) for v in inputs.values()])
+            self.run_program = p = driver.build(e.module, backend, threads=threads)
+            self.args = [p.to_device(v) for v in inputs.values()]
+        self.entry, self.e = e.entry, e
+
+    def call(self):
+        return self.run_program.call(self.entry, self.args)[0]
+
+    def results(self) -> dict[str, np.ndarray]:
+        return {"result": np.array(self.run_program.to_host(self.call()))}
+
+    def run(self, n: int) -> None:
+        for _ in range(n):
+            out = self.call()
+        self.run_program.to_host(out)
+
+
+class Generate:
+    """Tokens of a model with caches: one compiled call a token."""
+
+    def __init__(self, w: Workload, threads: int, backend: str):
+        from ..compiler import driver
+        from ..compiler.ir import TensorType, i64
+        from ..frontend import elaborate_call, instantiate
+        from ..session import load_program
+        layer = instantiate(load_program(str(program_path(w.program))), w.block, (), gpt_arguments(w.size))
+        self.e = e = elaborate_call(layer, [TensorType(i64, (1,))], method="greedy")
+        self.program = driver.build(e.module, backend, threads=threads)
+        values = models.parameter_values("gpt", w.size)
+        self.cells = {a.name: self.program.to_device(np.zeros(a.type.shape, a.type.dtype.numpy) if a.kind == "cache" else values[a.name])
+                      for a in e.args if a.kind != "arg"}
+        self.unit = w.size["tokens"]
+
+    def tokens(self, n: int) -> list[int]:
+        self.cells["pos"] = np.zeros((), np.int64)
+        token, out = np.zeros(1, np.int64), []
+        for _ in range(n):
+            results = self.program.call(self.e.entry, [token if a.kind == "arg" else self.cells[a.name] for a in self.e.args])
+            for info, r in zip(self.e.results, results):
+                if info.kind != "result":
+                    self.cells[info.name] = r
+            token = results[0]
+            out.append(int(self.program.to_host(token)[0]))
+        return out
+
+    def results(self) -> dict[str, np.ndarray]:
+        return {"tokens": np.array(self.tokens(self.unit))}
+
+    def run(self, n: int) -> None:
+        for _ in range(n // self.unit):
+            self.tokens(self.unit)
+
+
+def gpt_arguments(s) -> dict[str, int]:
+    """A GPT layer's arguments by its own names."""
+    return {"vocab": s["vocab"], "ctx": s["context"], "d": s["width"], "h": s["heads"], "depth": s["layers"]}
