@@ -20,8 +20,10 @@ def learning() -> list:
     from ..passes.decompose import Decompose
     from ..passes.grad import Grad
     from ..passes.plasticity import Plasticity
+    from ..passes.quantize import Quantize
     return [
         Plasticity(),            # first: it follows the layers' calls, which later passes rearrange
+        Quantize(),              # before grad: gradients pass straight through a quantised product
         Decompose(),             # before grad: nn ops have no gradient rules of their own
         _Stage(Grad(), TENSOR),
     ]

@@ -52,6 +52,8 @@ CONTEXT: dict[str, tuple[str, str, str]] = {
     "autodiff.vmap": ("%w: f32[3], %x: f32[8,3]", "", "func @f(%w: f32[3], %x: f32[3]) -> (f32[3]) { %y = tensor.mul(%w, %x) : f32[3] func.return(%y) }\n"),
     "learn.update": ("%pre: f32[32,64], %out: f32[32,128], %w: f32[64,128]", "",
                      "func @hebb(%pre: f32[32,64], %out: f32[32,128], %w: f32[64,128]) -> (f32[64,128]) { func.return(%w) }\n"),
+    "loop.pack": ("%w: buf<i8[10,20]>, %p: buf<u8[2,1,64]>", "", ""),
+    "loop.contract_packed": ("%x: buf<i8[3,16]>, %p: buf<u8[2,1,64]>, %y: buf<i32[3,20]>", "", ""),
     "learn.local_gradient": ("%w: f32[64,10]", "%loss = tensor.reduce_sum(%w) {dims = [0, 1]} : f32[]\n", ""),
     "loop.alloc": ("", "", ""),
     "loop.constant": ("", "", ""),

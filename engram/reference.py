@@ -82,7 +82,7 @@ def builtins_page() -> str:
            f"{count} operations that programs know without an import. Names and arguments are PyTorch's, else NumPy's; `axis` may stand for `dim`, `keepdims` for",
            "`keepdim`, `input` for `x`, `other` for `y`. They broadcast as in NumPy. `x |> f(2)` is `f(x, 2)`. What they become in the IR is in [ops.md](ops.md);",
            "the language itself is described in [language.md](language.md), layers, optimisers and rules in [std.md](std.md).", "",
-           "Beside them: the dtypes " + ", ".join(f"`{n}`" for n in DTYPES) + ", which also cast (`f32(x)`); the weight types `ternary`, `int8`, `pow2(bits)`; the numbers",
+           "Beside them: the dtypes " + ", ".join(f"`{n}`" for n in DTYPES) + ", which also cast (`f32(x)`); the weight types `ternary`, `int8`, `int4`, `pow2(bits)`; the numbers",
            "`pi`, `e`, `inf`, `nan`; and `training`, which is true while a model learns.", "",
            "The examples are run by the tests. They use these inputs, and a random key `key`:", "", "```nn"]
     out += [f"let {n} = tensor({v})" for n, v in INPUTS.items()] + ["```", ""]

@@ -44,5 +44,5 @@ def builtin_scope() -> Scope:
     scope = Scope(None, dict(TABLE))
     scope.names.update(DTYPES)
     scope.names.update(pi=math.pi, inf=math.inf, nan=math.nan, e=math.e, training=TRAINING,
-                       ternary=QuantType("ternary"), int8=QuantType("int8"), pow2=QuantType("pow2"))
+                       ternary=QuantType("ternary"), int8=QuantType("int8"), int4=QuantType("int4"), pow2=QuantType("pow2"))
     return scope

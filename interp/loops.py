@@ -20,6 +20,7 @@ from .memory import Buffer, LoopError, Private, RaceLog, TypedMemory, overlap, s
 from .numerics import Array, RunTimeFault, bitcast, cast, rounding, rounding_one
 from .semantics_random import words
 from .semantics_scalar import COMPARE, maximum, minimum, steps
+from .semantics_packed import packed, products
 from .semantics_tensor import contraction, exact_dot, exact_sum, int_dot, sorted_order, wrapping_mul
 
 FRAME = 0                                               # slot 0 of an environment: where the function's arena frame starts
@@ -454,6 +455,27 @@ def _contract(f: _Function, op: Op, xs, rs):
     return step
 
 
+def _pack(f: _Function, op: Op, xs, rs):
+    (o, v), (k, n) = xs, op.operands[1].type.shape
+
+    def step(env):
+        values = env[v].read()
+        env[o].write(packed(op.attrs["format"], lambda t, j: values[t * n + j], k, n))
+    return step
+
+
+def _contract_packed(f: _Function, op: Op, xs, rs):
+    (o, x, p), (m, k), n = xs, op.operands[1].type.shape, op.operands[0].type.shape[1]
+    rnd = rounding(op.operands[0].type.dtype)
+
+    def step(env):
+        if overlap(env[o], env[x]) or overlap(env[o], env[p]):
+            raise LoopError("the result overlaps an operand")
+        rows, codes = env[x].read(), env[p].read()
+        env[o].write(rnd(products(op.attrs["format"], lambda i, t: rows[i * k + t], m, k, codes.__getitem__, n)))
+    return step
+
+
 def _sort(f, op, xs, rs):
     v, i = xs
 
@@ -479,5 +501,5 @@ _STEPS = {
     "scalar.bitcast": _bitcast, "scalar.philox": _philox,
     "loop.alloc": _alloc, "loop.constant": _memory_constant, "loop.view": _view, "loop.load": _load, "loop.store": _store,
     "loop.copy": _copy, "loop.parallel": _parallel, "loop.for": _for, "loop.reduce": _reduce, "loop.if": _if, "loop.while": _while,
-    "loop.call": _call, "loop.contract": _contract, "loop.sort": _sort, "loop.assert": _assert,
+    "loop.call": _call, "loop.contract": _contract, "loop.sort": _sort, "loop.pack": _pack, "loop.contract_packed": _contract_packed, "loop.assert": _assert,
 }

@@ -89,6 +89,28 @@ def _join(places, text, u: str, v: str) -> None:
             text[i] = t[:p + 1] + t[p + 2:]
 
 
+# ---- packed codes -------------------------------------------------------------------------------------------------------
+
+
+def pack(body, op: Op, pos: int) -> None:
+    values = body.in_memory(op.operands[0], op.loc)
+    place = body.env[op.result] = body.destination(op.result, pos, op.loc)
+    if op.result.type.numel:
+        body.host.op("loop.pack", [body.host.buffer(place), body.host.buffer(values)], dict(op.attrs), (), op.loc)
+
+
+def dot_packed(body, op: Op, pos: int) -> None:
+    """Leading dims of the rows become one."""
+    x, packed = op.operands
+    k, n = x.type.shape[-1], op.attrs["n"]
+    rows, codes = body.contiguous(x, op.loc), body.contiguous(packed, op.loc)
+    place = body.env[op.result] = body.destination(op.result, pos, op.loc)
+    m = product(x.type.shape[:-1])
+    if m and n:
+        matrices = [Storage(s.buffer, s.offset, (m, c), (c, 1)) for s, c in ((place, n), (rows, k))]
+        body.host.op("loop.contract_packed", [*map(body.host.buffer, matrices), body.host.buffer(codes)], {"format": op.attrs["format"]}, (), op.loc)
+
+
 # ---- updates of a copy ---------------------------------------------------------------------------------------------------
 
 
@@ -296,6 +318,7 @@ def assertion(body, op: Op, pos: int) -> None:
 
 
 ROOTS = {
+    "tensor.pack": pack, "tensor.dot_packed": dot_packed,
     "tensor.dot_general": dot_general, "tensor.scatter_add": scatter_add, "tensor.put_along_add": put_along_add,
     "tensor.dynamic_update_slice": dynamic_update_slice, "tensor.cumsum": cumulative, "tensor.cumprod": cumulative, "tensor.sort": sort,
     "tensor.pad": pad, "tensor.concat": concat, "random.bits": bits, "tensor.assert": assertion,

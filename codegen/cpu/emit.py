@@ -13,7 +13,7 @@ import numpy as np
 
 from ...compiler.ir.core import Block, Func, Module, Op, Value
 from ...compiler.ir.types import BufferType, i64
-from . import contract
+from . import contract, packed
 from .direct import plan as plan_direct
 from .direct_code import emit_direct
 from .emit_kernel import NAME, Body, Errors, emit_kernel, param_type
@@ -22,7 +22,7 @@ from .irtext import Fn
 from .irtext import Module as Text
 from .lanes import Plan, constant, trips
 from .runtime_ir import RT_CANCEL
-from .sync import Access, Place, Places, Summary, Sync, as_single, touched
+from .sync import WHOLE, Access, Place, Places, Summary, Sync, as_single, touched
 from .target import CpuTarget
 from .values import Buf, Val, num
 
@@ -31,7 +31,7 @@ PART_CHARS = 30_000          # of LLVM text in one module: some 40 ms of compili
 SINGLE_CYCLES = 5000.0       # a kernel below this runs on thread 0: a barrier costs about a fifth of it
 
 
-TIMED = ("loop.parallel", "loop.contract", "loop.copy", "loop.sort")
+TIMED = ("loop.parallel", *WHOLE, "loop.sort")
 
 
 def _describe(function: str, op: Op) -> str:
@@ -103,15 +103,23 @@ class Emitter:
 
     def kernel(self, op: Op) -> tuple[str, object]:
         """(function name, its code)."""
-        part = self.part = self._full(self.part, PART_CHARS)
+        part = self.kernel_module()
         code = emit_kernel(part, op, self.errors, self.team)
-        name = self.kernels.get(code.text)
+        return self.shared(code.text, [param_type(v) for v in code.captured]), code
+
+    def kernel_module(self) -> Text:
+        """The module that the next kernel goes to."""
+        self.part = self._full(self.part, PART_CHARS)
+        return self.part
+
+    def shared(self, text: str, types: list[str]) -> str:
+        """The name of a kernel's function, which takes the run-time, its units and arguments of these types; equal ones are one."""
+        name = self.kernels.get(text)
         if name is None:
-            name = self.kernels[code.text] = f"@k{len(self.kernels)}"
-            part.functions.append(code.text.replace(NAME, name))
-        types = "".join(f", {param_type(v)}" for v in code.captured)
-        self.text.declare(f"declare void {name}(ptr, i64, i64{types})")
-        return name, code
+            name = self.kernels[text] = f"@k{len(self.kernels)}"
+            self.part.functions.append(text.replace(NAME, name))
+        self.text.declare(f"declare void {name}(ptr, i64, i64{''.join(f', {t}' for t in types)})")
+        return name
 
     def add_module(self, name: str, make: Callable[[], Text]) -> None:
         """A module of its own for a function that is written for one shape, unless it is there already."""
@@ -208,23 +216,35 @@ class _Host(Body):
     # ---- kernels
 
     def _parallel(self, op: Op) -> None:
-        f = self.f
         name, code = self.e.kernel(op)
-        if code.units == 0:
-            return
         if code.polls:
             self.e.polls.add(self.func.name)
-        single = code.cost < SINGLE_CYCLES or code.units == 1
+        self.launch(op, name, code.units, code.cost, code.captured)
+
+    def launch(self, op: Op, name: str, units: int, cost: float, arguments: list[Value]) -> None:
+        """A kernel's function: shares of its units for all threads, or thread 0 does it."""
+        f = self.f
+        if units == 0:
+            return
+        single = cost < SINGLE_CYCLES or units == 1
         self.step(self.of_kernel(op, single), single)
 
         def call(lo: str, hi: str) -> None:
-            args = "".join(f", {param_type(v)} {self.argument(v)}" for v in code.captured)
+            args = "".join(f", {param_type(v)} {self.argument(v)}" for v in arguments)
             f.do(f"call void {name}(ptr %rt, i64 {lo}, i64 {hi}{args})")
         if single:
             with f.when(f.icmp("eq", "%tid", "0")):
-                call("0", str(code.units))
+                call("0", str(units))
         else:
-            call(*self.share(code.units))
+            call(*self.share(units))
+
+    def _pack(self, op: Op) -> None:
+        p = packed.Pack(self.target, op)
+        self.launch(op, self.e.shared(p.text(self.e.kernel_module()), ["ptr"] * 2), p.units, p.cost, op.operands)
+
+    def _contract_packed(self, op: Op) -> None:
+        p = packed.Contract(self.target, op)
+        self.launch(op, self.e.shared(p.text(self.e.kernel_module()), ["ptr"] * 3), p.units, packed.contract_cost(op, self.target), op.operands)
 
     def argument(self, v: Value) -> str:
         if isinstance(v.type, BufferType):
@@ -328,7 +348,7 @@ class _Host(Body):
 
         def visit(block: Block) -> None:
             for o in block.ops:
-                if o.name in ("loop.parallel", "loop.contract", "loop.copy"):
+                if o.name == "loop.parallel" or o.name in WHOLE:
                     out.update(self.of_kernel(o, True))
                 elif o.name == "loop.call":
                     out.update(self.e.summaries[o.attrs["callee"]].accesses(o, self.places))

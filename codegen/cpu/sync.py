@@ -73,13 +73,13 @@ class Places:
                 self._walk(r)
 
 
+WHOLE = ("loop.contract", "loop.contract_packed", "loop.copy", "loop.pack")      # kernels that write their first operand and read the others
+
+
 def touched(op: Op) -> list[tuple[Value, bool]]:
-    """(buffer, written) for every buffer from outside that a kernel (loop.parallel, contract, copy) accesses."""
-    if op.name == "loop.contract":
-        out, lhs, rhs = op.operands
-        return [(out, True), (lhs, False), (rhs, False)]
-    if op.name == "loop.copy":
-        return [(op.operands[0], True), (op.operands[1], False)]
+    """(buffer, written) for every buffer from outside that a kernel (loop.parallel or one of WHOLE) accesses."""
+    if op.name in WHOLE:
+        return [(v, i == 0) for i, v in enumerate(op.operands)]
     found: dict[tuple[Value, bool], None] = {}
     base: dict[Value, Value] = {}
 

@@ -1,6 +1,6 @@
 """A loop-stage module -> OpenCL C text and host schedules (host.py), one per function.
 
-Every host-level loop.parallel, loop.contract and loop.copy becomes one kernel, all in one program, since building costs a fixed time per
+Every host-level loop.parallel, loop.contract, loop.copy and the like becomes one kernel, all in one program, since building costs a fixed time per
 program; kernels that are equal up to names are emitted once. Needs no device: `Caps` says what the code is for.
 """
 from __future__ import annotations
@@ -13,7 +13,7 @@ import numpy as np
 from ...compiler.diagnostics import BackendUnavailable
 from ...compiler.ir.core import Block, Func, Module, Op, Value
 from ...compiler.ir.types import BufferType, DType
-from . import ctext, host
+from . import ctext, host, packed
 from .contract import contract_kernel
 from .cooperative import GroupEmitter, group_width
 from .device import Caps
@@ -199,6 +199,12 @@ class _FuncEmitter:
     def op_contract(self, op: Op):
         kernel = contract_kernel(op, self.m.helpers, self.m.caps)
         return None if kernel is None else self.launch(kernel, f"contract_{op.attrs['out']}_{op.attrs['lhs']}_{op.attrs['rhs']}")
+
+    def op_contract_packed(self, op: Op):
+        return self.launch(packed.contract_kernel(op, self.m.caps), "contract_packed")
+
+    def op_pack(self, op: Op):
+        return self.launch(packed.pack_kernel(op, self.m.caps), "pack")
 
     def op_copy(self, op: Op):
         target, source = op.operands

@@ -1,0 +1,232 @@
+"""loop.pack and loop.contract_packed: codes of cheap weights, and integer rows times them. One function per format and size.
+
+A register holds the codes of 4 (16 bytes) to 16 (64 bytes) columns, four k each; an activation is broadcast as four k of one row. The units that
+threads share are tiles of the result: a few panels of 16 columns by a few rows; integer sums are the same in any order.
+
+* One row: four panels at once. Two-bit codes are not shifted: masked in place they are multiplied as 1, 4, 16 and 64 times themselves
+  into sums of their own, which are shifted once at the end.
+* More rows: codes are unpacked once for all rows of the tile.
+"""
+from __future__ import annotations
+
+from ...compiler.ir.core import Op
+from ...compiler.ops.packed import COLUMNS, FORMATS, STEP_BYTES, Format
+from .emit_kernel import NAME
+from .irtext import Fn, Module
+from .packed_dot import Dot
+from .target import CpuTarget
+
+
+
+
+def contract_cost(op: Op, target: CpuTarget) -> float:
+    """Cycles, about."""
+    (m, n), k = op.operands[0].type.shape, op.operands[1].type.shape[1]
+    return m * n * k / target.vector_bytes * 1.5
+
+
+class Contract:
+    """Writes the function of one loop.contract_packed: rows `m`, columns `n`, depth `k` are constants in it."""
+
+    def __init__(self, target: CpuTarget, op: Op):
+        self.fmt: Format = FORMATS[op.attrs["format"]]
+        self.target, self.d = target, Dot(target, self.fmt)
+        (self.m, self.n), self.k = op.operands[0].type.shape, op.operands[1].type.shape[1]
+        self.steps = self.k // self.fmt.group
+        self.panels = -(-self.n // COLUMNS)
+        self.vectors = COLUMNS // self.d.lanes              # of a panel
+        self.parts = 1 if self.fmt.bits >= 8 else 8 // self.fmt.bits
+        many = target.registers >= 32
+        # one row: enough sums in flight to hide their latency
+        self.own_sums = self.m == 1 and self.fmt.bits == 2 and self.k < 1 << 17
+        if self.m == 1:
+            self.rows, self.across = 1, max(1, (4 if self.parts > 1 else 8) // self.vectors)
+        else:
+            self.across = 2 if many and self.vectors == 1 else 1
+            room = (24 if many else 8) // (self.across * self.vectors)
+            blocks = -(-self.m // room)
+            self.rows = -(-self.m // blocks)
+        self.blocks = -(-self.m // self.rows)
+        self.groups = -(-self.panels // self.across)
+
+    @property
+    def units(self) -> int:
+        return self.blocks * self.groups
+
+    def text(self, module: Module) -> str:
+        """The function under the placeholder name; its tiles are written out for the few shapes that occur."""
+        f = Fn(module, f"void {NAME}(ptr %rt, i64 %lo, i64 %hi, ptr noalias %c, ptr noalias %x, ptr noalias %w)", "#2")
+        self.edge = f.alloca(f"[{COLUMNS} x i32]")
+        if self.m == 1 and self.d.offset:
+            self.row_sum = self.sum_of_row(f, "%x")
+        with f.loop("%lo", "%hi") as u:
+            group, block = f.udiv(u.index, str(self.blocks)), f.urem(u.index, str(self.blocks))
+            row, panel = f.imul(block, str(self.rows)), f.imul(group, str(self.across))
+            shapes = [(r, a) for r in {self.rows, self.m - (self.blocks - 1) * self.rows}
+                      for a in {self.across, self.panels - (self.groups - 1) * self.across}]
+            for r, a in sorted(shapes):
+                here = f.icmp("eq", f.imin(str(self.rows), f.isub(str(self.m), row)), str(r))
+                here = f.both(here, f.icmp("eq", f.imin(str(self.across), f.isub(str(self.panels), panel)), str(a)))
+                with f.when(here):
+                    self.tile(f, r, a, row, panel)
+        f.do("ret void")
+        body = "\n".join(["entry:", *f.entry, *f.lines])
+        return f"define {f.header} {f.attrs} {{\n{body}\n}}"
+
+    def tile(self, f: Fn, rows: int, across: int, row: str, panel: str) -> None:
+        d, v = self.d, self.d.v
+        x_size = self.fmt.memory[1].bytes
+        xs = [f.gep("i8", "%x", f.imul(f.iadd(row, str(i)), str(self.k * x_size))) for i in range(rows)]
+        ws = [f.gep("i8", "%w", f.imul(f.iadd(panel, str(a)), str(self.steps * STEP_BYTES))) for a in range(across)]
+        cells = [(i, a, s) for i in range(rows) for a in range(across) for s in range(self.vectors)]
+        sums = self.parts if self.own_sums else 1
+        start = self.start(f, rows, xs)
+        carried = [(v, start[i] if j == 0 else "zeroinitializer") for i, _, _ in cells for j in range(sums)]
+        with f.loop("0", str(self.steps), carried=carried, nonempty=True) as loop:
+            at = f.imul(loop.index, str(STEP_BYTES))
+            acc = list(loop.values)
+            codes = [f.load(v, f.gep("i8", w, f.iadd(at, str(s * self.target.vector_bytes))), 16) for w in ws for s in range(self.vectors)]
+            if self.m == 1:
+                for w in ws:                                          # panels are read once: far ahead of the loads
+                    self.prefetch(f, f.gep("i8", w, f.iadd(at, str(16 * STEP_BYTES))))
+            for j in range(self.parts):
+                if self.own_sums:
+                    mask = f"splat (i32 {(3 << 2 * j) * 0x01010101 - (1 << 32 if j == 3 else 0)})"
+                    now = [f.op(f"and {v} {c}, {mask}") for c in codes]
+                else:
+                    now = [d.unpack(f, c, j) for c in codes]
+                k = f.imul(f.iadd(f.imul(loop.index, str(self.parts)), str(j)), "4")
+                for i in range(rows):
+                    value = d.splat(f, f.load("i32", f.gep("i8", xs[i], k), 1 if x_size == 1 else 2))
+                    for c in range(across * self.vectors):
+                        cell = (i * across * self.vectors + c) * sums + (j if self.own_sums else 0)
+                        acc[cell] = d.dot(f, acc[cell], now[c], value)
+            loop.next = acc
+        for at, (i, a, s) in enumerate(cells):
+            out = loop.results[at * sums]
+            for j in range(1, sums):
+                out = f.op(f"add {v} {out}, {f.op(f'ashr {v} {loop.results[at * sums + j]}, splat (i32 {2 * j})')}")
+            self.store(f, out, f.iadd(row, str(i)), f.iadd(panel, str(a)), s)
+
+    def start(self, f: Fn, rows: int, xs: list[str]) -> list[str]:
+        """Codes are values plus an offset: sums begin with - offset times the row's sum."""
+        if not self.d.offset:
+            return ["zeroinitializer"] * rows
+        out = []
+        for x in xs:
+            total = self.row_sum if self.m == 1 else self.sum_of_row(f, x)
+            out.append(self.d.splat(f, f.op(f"mul i32 {total}, {-self.d.offset}")))
+        return out
+
+    def sum_of_row(self, f: Fn, x: str) -> str:
+        """The sum of a row of int8 (k is a multiple of 4)."""
+        d, size = self.d, self.target.vector_bytes
+        whole = self.k // size * size
+        total = "0"
+        if whole:
+            kind = f"<{size} x i32>"
+            with f.loop("0", str(whole), str(size), carried=[(kind, "zeroinitializer")], nonempty=True) as loop:
+                y = f.load(d.bytes, f.gep("i8", x, loop.index), 1)
+                loop.next = [f.op(f"add {kind} {loop.values[0]}, {f.op(f'sext {d.bytes} {y} to {kind}')}")]
+            name = f.module.intrinsic("i32", f"llvm.vector.reduce.add.v{size}i32", kind)
+            total = f.op(f"call i32 {name}({kind} {loop.results[0]})")
+        if whole < self.k:
+            with f.loop(str(whole), str(self.k), carried=[("i32", total)], nonempty=True) as loop:
+                y = f.op(f"sext i8 {f.load('i8', f.gep('i8', x, loop.index), 1)} to i32")
+                loop.next = [f.op(f"add i32 {loop.values[0]}, {y}")]
+            total = loop.results[0]
+        return total
+
+    def store(self, f: Fn, value: str, row: str, panel: str, part: int) -> None:
+        d = self.d
+        column = f.iadd(f.imul(panel, str(COLUMNS)), str(part * d.lanes))
+        to = f.gep("i32", "%c", f.iadd(f.imul(row, str(self.n)), column))
+        if self.n % COLUMNS == 0:
+            f.store(d.v, value, to, 4)
+            return
+        inside = f.icmp("sle", f.iadd(column, str(d.lanes)), str(self.n))
+        whole, partial, done = (f.new_label(x) for x in ("whole", "partial", "stored"))
+        f.branch(inside, whole, partial)
+        f.label(whole)
+        f.store(d.v, value, to, 4)
+        f.jump(done)
+        f.label(partial)
+        f.store(d.v, value, self.edge, 64)
+        with f.loop("0", f.isub(str(self.n), column)) as j:
+            f.store("i32", f.load("i32", f.gep("i32", self.edge, j.index), 4), f.gep("i32", to, j.index), 4)
+        f.jump(done)
+        f.label(done)
+
+    def prefetch(self, f: Fn, at: str) -> None:
+        name = f.module.intrinsic("void", "llvm.prefetch.p0", "ptr", "i32", "i32", "i32")
+        f.do(f"call void {name}(ptr {at}, i32 0, i32 3, i32 1)")
+
+
+class Pack:
+    """Writes the function of one loop.pack; its units are panels."""
+
+    def __init__(self, target: CpuTarget, op: Op):
+        self.fmt = FORMATS[op.attrs["format"]]
+        values = op.operands[1].type
+        self.k, self.n = values.shape
+        self.sk, self.sn = values.element_strides
+        self.size = values.dtype.bytes
+        self.steps = -(-self.k // self.fmt.group)
+        self.units = -(-self.n // COLUMNS)
+        self.cost = self.units * self.steps * self.fmt.group * (1.5 if self.sn == 1 else 16.0)
+
+    def text(self, module: Module) -> str:
+        """Blocks of group x 16 values, from where they are or (at edges, or when columns are not neighbours) from a copy with zeros around."""
+        f = Fn(module, f"void {NAME}(ptr %rt, i64 %lo, i64 %hi, ptr noalias %out, ptr noalias %values)", "#2")
+        group, size = self.fmt.group, self.size
+        e = f"i{8 * size}"
+        copy = f.alloca(f"[{group * COLUMNS} x {e}]")
+        with f.loop("%lo", "%hi") as p, f.loop("0", str(self.steps), nonempty=True) as s:
+            j0, k0 = f.imul(p.index, str(COLUMNS)), f.imul(s.index, str(group))
+            here = f.gep(e, "%values", f.iadd(f.imul(k0, str(self.sk)), f.imul(j0, str(self.sn))))
+            inside = f.both(f.icmp("sle", f.iadd(k0, str(group)), str(self.k)), f.icmp("sle", f.iadd(j0, str(COLUMNS)), str(self.n)))
+            if self.sn != 1:
+                inside = f.both(inside, "false")
+            with f.when(f.op(f"xor i1 {inside}, true")):
+                f.store(f"<{group * COLUMNS} x {e}>", "zeroinitializer", copy, 64)
+                with f.loop("0", f.imin(str(group), f.isub(str(self.k), k0))) as i, f.loop("0", f.imin(str(COLUMNS), f.isub(str(self.n), j0))) as j:
+                    x = f.load(e, f.gep(e, here, f.iadd(f.imul(i.index, str(self.sk)), f.imul(j.index, str(self.sn)))), size)
+                    f.store(e, x, f.gep(e, copy, f.iadd(f.imul(i.index, str(COLUMNS)), j.index)), size)
+            source = f.op(f"select i1 {inside}, ptr {here}, ptr {copy}")
+            step = f.op(f"select i1 {inside}, i64 {self.sk}, i64 {COLUMNS}")
+            rows = [f.load(f"<{COLUMNS} x {e}>", f.gep(e, source, f.imul(step, str(i))), size) for i in range(group)]
+            to = f.gep("i8", "%out", f.imul(f.iadd(f.imul(p.index, str(self.steps)), s.index), str(STEP_BYTES)))
+            if size == 2:
+                f.store("<32 x i16>", self.interleave(f, rows, e), to, 2)
+            else:
+                parts = [self.encode(f, self.interleave(f, rows[4 * i:4 * i + 4], e)) for i in range(group // 4)]
+                out = parts[0]
+                for i, x in enumerate(parts[1:], 1):
+                    out = f.op(f"or <64 x i8> {out}, {f.op(f'shl <64 x i8> {x}, splat (i8 {self.fmt.bits * i})')}")
+                f.store("<64 x i8>", out, to, 16)
+        f.do("ret void")
+        body = "\n".join(["entry:", *f.entry, *f.lines])
+        return f"define {f.header} {f.attrs} {{\n{body}\n}}"
+
+    def interleave(self, f: Fn, rows: list[str], e: str) -> str:
+        """Element c of row i to place c * len(rows) + i."""
+        n = len(rows)
+        while len(rows) > 1:                                          # neighbours are put end to end, then sorted at one go
+            w = COLUMNS * n // len(rows)
+            at = ", ".join(f"i32 {i}" for i in range(2 * w))
+            rows = [f.op(f"shufflevector <{w} x {e}> {a}, <{w} x {e}> {b}, <{2 * w} x i32> <{at}>") for a, b in zip(rows[::2], rows[1::2])]
+        at = ", ".join(f"i32 {i * COLUMNS + c}" for c in range(COLUMNS) for i in range(n))
+        w = COLUMNS * n
+        return f.op(f"shufflevector <{w} x {e}> {rows[0]}, <{w} x {e}> poison, <{w} x i32> <{at}>")
+
+    def encode(self, f: Fn, x: str) -> str:
+        v, fmt = "<64 x i8>", self.fmt
+        if fmt.powers:
+            size = f.op(f"call {v} {f.module.intrinsic(v, 'llvm.abs.v64i8', v, 'i1')}({v} {x}, i1 false)")
+            lead = f.op(f"call {v} {f.module.intrinsic(v, 'llvm.ctlz.v64i8', v, 'i1')}({v} {size}, i1 false)")
+            sign = f.op(f"and {v} {f.op(f'ashr {v} {x}, splat (i8 7)')}, splat (i8 8)")
+            code = f.op(f"or {v} {f.op(f'sub {v} splat (i8 8), {lead}')}, {sign}")
+        else:
+            offset = fmt.offset - 256 if fmt.offset > 127 else fmt.offset
+            code = f.op(f"add {v} {x}, splat (i8 {offset})")
+        return code if fmt.bits == 8 else f.op(f"and {v} {code}, splat (i8 {(1 << fmt.bits) - 1})")

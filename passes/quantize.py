@@ -1,0 +1,98 @@
+"""quantize: products with cheap weights become sums of products of small integers (nn.quantized_dot).
+
+A cheap weight is what nn.quantize makes: reads of parameters declared `ternary`, `int8`, `pow2(n)`, and, when the module's attribute `quantize`
+names a weight type, every float matrix among the parameters that products use. Parameters are the arguments that an entry function lists
+in its attribute `weights`, followed through calls.
+"""
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from ..compiler.ir.builder import Builder
+from ..compiler.ir.core import Block, Func, Module, Op, Value, rewrite
+from ..compiler.ir.types import f32
+from ..compiler.ops.packed import sums_fit, weight_format
+from .util import callees_first
+
+THROUGH = ("tensor.transpose", "autodiff.watch")       # what a matrix may pass on its way to a product
+
+
+@dataclass(frozen=True)
+class Quantize:
+    """Before and after: nn stage. Without the attribute `quantize`, what a program means does not change but that activations of products with
+    quantised parameters are rounded to int8: that is how these products are defined, so every backend has this pass."""
+
+    name: ClassVar[str] = "quantize"
+    exact: ClassVar[bool] = False
+
+    def apply(self, module: Module) -> Module:
+        weight = module.attrs.get("quantize")
+        if weight:
+            weight_format(weight)
+            for name, args in parameters(module).items():
+                _mark(module.funcs[name], args, weight)
+        for f in module.funcs.values():
+            if any(op.name == "nn.quantize" for op in f.walk()):
+                rewrite(f.body, _product)
+        return module
+
+
+def parameters(module: Module) -> dict[str, set[int]]:
+    """The arguments of each function that are parameters wherever it is called."""
+    found: dict[str, set[int]] = {n: set(f.attrs["weights"]) for n, f in module.funcs.items() if "weights" in f.attrs}
+    for f in reversed(callees_first(module)):
+        mine = {f.args[i] for i in found.setdefault(f.name, set())}
+        for op in f.walk():
+            if op.name == "func.call":
+                here = {i for i, v in enumerate(op.operands) if source(v)[0] in mine and not source(v)[1]}
+                callee = op.attrs["callee"]
+                found[callee] = found[callee] & here if callee in found else here
+    return found
+
+
+def source(v: Value) -> tuple[Value, bool]:
+    """The value that v shows, and whether transposed (a matrix)."""
+    turned = False
+    while isinstance(v.owner, Op) and v.owner.name in THROUGH:
+        turned ^= v.owner.name == "tensor.transpose"
+        v = v.owner.operands[0]
+    return v, turned
+
+
+def right_matrix(op: Op) -> Value | None:
+    """The right operand of a product of rows and one f32 matrix."""
+    if op.name != "tensor.dot_general" or op.attrs["lhs_batch"] or len(op.attrs["rhs_contract"]) != 1:
+        return None
+    x, w = op.operands
+    return w if w.type.rank == 2 and w.type.dtype is f32 and x.type.dtype is f32 and x.type.rank >= 1 else None
+
+
+def _mark(f: Func, args: set[int], weight: str) -> None:
+    """Puts nn.quantize between parameters and products."""
+    mine = {f.args[i] for i in args}
+
+    def visit(op: Op, out: Block) -> None:
+        w = right_matrix(op)
+        if w is not None and source(w)[0] in mine:
+            op.operands[1] = Builder(out, op.loc).op("nn.quantize", [w], {"weight": weight}).result
+    if mine:
+        rewrite(f.body, visit)
+
+
+def _product(op: Op, out: Block) -> list[Value] | None:
+    w = right_matrix(op)
+    if w is None:
+        return None
+    turned = False
+    while isinstance(w.owner, Op) and w.owner.name == "tensor.transpose":
+        w, turned = w.owner.operands[0], not turned
+    if not isinstance(w.owner, Op) or w.owner.name != "nn.quantize":
+        return None
+    weight, w = w.owner.attrs["weight"], w.owner.operands[0]
+    x, (d,), (c,) = op.operands[0], op.attrs["lhs_contract"], op.attrs["rhs_contract"]
+    if not sums_fit(weight, x.type.shape[d]):
+        return None
+    b = Builder(out, op.loc)
+    x = b.transpose(x, [*(i for i in range(x.type.rank) if i != d), d])
+    return [b.op("nn.quantized_dot", [x, w], {"weight": weight, "contract": c ^ turned}).result]

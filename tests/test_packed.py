@@ -1,0 +1,141 @@
+"""Cheap weights: packed codes and integer products against NumPy on every kind of processor; straight-through gradients; what the loop stage holds."""
+import numpy as np
+import pytest
+from engram.codegen.cpu.compile import optimise_and_emit
+from engram.compiler import driver
+from engram.compiler.ir.parser import parse_module
+from engram.compiler.ir.printer import print_module
+from engram.compiler.ops.packed import FORMATS, packed_shape
+
+RNG = np.random.default_rng(3)
+
+
+def module(body: str, args: str, result: str):
+    return parse_module(f'module attributes {{entries = ["f"]}} {{ func @f({args}) -> ({result}) {{ {body} func.return(%y) }} }}')
+
+
+def matrix(fmt, k, n):
+    if fmt.powers:
+        return (RNG.choice([0, 1, 2, 4, 8, 16, 32, 64], (k, n)) * RNG.choice([-1, 1], (k, n))).astype(np.int8)
+    return RNG.integers(max(fmt.low, -4000), min(fmt.high, 4000) + 1, (k, n)).astype(fmt.memory[1].numpy)
+
+
+def dot_program(fmt, m, k, n, backend="cpu", threads=None):
+    """Packs a k x n matrix and multiplies m rows with it."""
+    t, p = fmt.memory[1], f"{fmt.memory[0]}[{','.join(map(str, packed_shape(fmt, k, n)))}]"
+    body = (f'%p = tensor.pack(%w) {{format = "{fmt.name}"}} : {p} '
+            f'%y = tensor.dot_packed(%x, %p) {{format = "{fmt.name}", n = {n}}} : i32[{m},{n}]')
+    return driver.build(module(body, f"%x: {t}[{m},{k}], %w: {t}[{k},{n}]", f"i32[{m},{n}]"), backend, threads)
+
+
+SIZES = [(1, 48, 70), (1, 160, 64), (2, 32, 16), (13, 64, 50), (40, 96, 33)]
+
+
+@pytest.mark.parametrize("cpu", ["", "avx2", "generic"])
+@pytest.mark.parametrize("name", list(FORMATS))
+def test_products_are_exact(name, cpu, monkeypatch):
+    monkeypatch.setenv("ENGRAM_CPU", cpu)
+    fmt = FORMATS[name]
+    for m, k, n in SIZES:
+        x = RNG.integers(-128, 128, (m, k)).astype(fmt.memory[1].numpy)
+        w = matrix(fmt, k, n)
+        y, = dot_program(fmt, m, k, n).call("f", [x, w])
+        np.testing.assert_array_equal(y, x.astype(np.int64) @ w.astype(np.int64), err_msg=f"{m} x {k} x {n}")
+
+
+def test_threads_share_a_product():
+    fmt = FORMATS["ternary"]
+    x, w = RNG.integers(-128, 128, (70, 512)).astype(np.int8), matrix(fmt, 512, 700)
+    results = [dot_program(fmt, 70, 512, 700, threads=n).call("f", [x, w])[0] for n in (1, 2, 3)]
+    for y in results:
+        np.testing.assert_array_equal(y, x.astype(np.int64) @ w.astype(np.int64))
+
+
+@pytest.mark.parametrize("features", ["", "+dotprod"])
+def test_code_for_neon_assembles(features):
+    from engram.codegen.cpu.emit import Emitter
+    from engram.codegen.cpu.target import CpuTarget
+    target = CpuTarget("neon", "aarch64-unknown-linux-gnu", "generic", features, 16, 32, True, False)
+    for fmt in FORMATS.values():
+        t, p = fmt.memory[1], f"{fmt.memory[0]}[{','.join(map(str, packed_shape(fmt, 64, 20)))}]"
+        body = f'%p = tensor.pack(%w) {{format = "{fmt.name}"}} : {p} %y = tensor.dot_packed(%x, %p) {{format = "{fmt.name}", n = 20}} : i32[3,20]'
+        loop = driver.lower(module(body, f"%x: {t}[3,64], %w: {t}[64,20]", "i32[3,20]"))
+        texts: list[str] = []
+        Emitter(loop, target, 1, ready=texts.append).run(["f"])
+        assembly = "\n".join(optimise_and_emit(text, target, assembly=True) for text in texts)
+        assert not features or fmt.bits == 16 or "sdot" in assembly
+
+
+def quantised(weight: str, contract: int = 0, shape="[33,20]", rows="[5,33]", n=20):
+    return module(f'%y = nn.quantized_dot(%x, %w) {{weight = "{weight}", contract = {contract}}} : f32[5,{n}]', f"%x: f32{rows}, %w: f32{shape}", f"f32[5,{n}]")
+
+
+def definition(x, w, weight):
+    """LOCAL_LEARNING.md's equations."""
+    a = np.abs(w)
+    if weight == "ternary":
+        q = np.clip(np.round(w / a.mean()), -1, 1) * a.mean()
+    elif weight.startswith("pow2"):
+        n, km = int(weight[5:-1]), np.floor(np.log2(4 / 3 * a.max()))
+        k = np.minimum(np.round(np.log2(a)), km)
+        q = np.where(k <= km - n, 0, np.sign(w) * 2.0 ** k)
+    else:
+        top = {"int8": 127, "int4": 7}[weight]
+        q = np.round(w / (a.max() / top)) * a.max() / top
+    top = np.abs(x).max(1, keepdims=True)
+    return np.clip(np.round(127 * x / top), -128, 127) * top / 127 @ q
+
+
+@pytest.mark.parametrize("backend", ["cpu", "interp"])
+@pytest.mark.parametrize("weight", ["ternary", "int8", "int4", "pow2(7)", "pow2(4)", "pow2(12)"])
+def test_quantised_products_follow_their_equations(weight, backend):
+    x, w = RNG.standard_normal((5, 33)).astype(np.float32), RNG.standard_normal((33, 20)).astype(np.float32)
+    for contract, v in ((0, w), (1, np.ascontiguousarray(w.T))):
+        m = quantised(weight, contract, f"[{v.shape[0]},{v.shape[1]}]")
+        y, = driver.build(m, backend).call("f", [x, v])
+        np.testing.assert_allclose(y, definition(x.astype(float), w.astype(float), weight), rtol=2e-5, atol=2e-5)
+
+
+def test_pow2_has_as_many_exponents_as_it_says():
+    w = (2.0 ** -np.arange(20) * np.where(np.arange(20) % 2, -1, 1)).astype(np.float32)
+    for n in (1, 4, 7, 12):
+        q, = driver.build(module(f'%y = nn.quantize(%w) {{weight = "pow2({n})"}} : f32[20]', "%w: f32[20]", "f32[20]")).call("f", [w])
+        np.testing.assert_array_equal(q, np.where(np.arange(20) < n, w, 0))
+
+
+def test_no_float_product_remains():
+    text = print_module(driver.lower(quantised("ternary")), locs=False)
+    assert "loop.contract_packed" in text and "loop.contract(" not in text
+
+
+def test_rows_of_zeros_and_weights_of_zeros():
+    y, = driver.build(quantised("ternary")).call("f", [np.zeros((5, 33), np.float32), np.zeros((33, 20), np.float32)])
+    assert not y.any()
+
+
+PROGRAM = """
+import "std/nn.nn"
+layer Net(weight = f32) {
+  a = Linear(12, 20, weight = weight)
+  b = Linear(20, 3, weight = weight, bias = false)
+  fn (x: f32[B, 12]) -> f32[B, 3] { b(relu(a(x))) }
+}
+"""
+
+
+def test_gradients_pass_straight_through():
+    """d loss / dw = Q(x)^T g and dx = g Q(w)^T."""
+    text = module('%y0 = nn.quantized_dot(%x, %w) {weight = "ternary", contract = 0} : f32[5,20] '
+                  '%dx, %dw = autodiff.gradient(%y0, %g, %x, %w) {n_y = 1, n_x = 2} : f32[5,33], f32[33,20] %y = tensor.stop_gradient(%y0) : f32[5,20]',
+                  "%x: f32[5,33], %w: f32[33,20], %g: f32[5,20]", "f32[5,20]")
+    f = text.funcs["f"]
+    dx, dw = f.body.ops[1].results
+    f.returns.operands = [dx, dw]
+    f.result_types = [dx.type, dw.type]
+    x, w, g = (RNG.standard_normal(s).astype(np.float32) for s in ((5, 33), (33, 20), (5, 20)))
+    got = driver.build(text).call("f", [x, w, g])
+    eye = np.eye(33)
+    q = definition(eye, w.astype(float), "ternary")
+    top = np.abs(x).max(1, keepdims=True)
+    np.testing.assert_allclose(got[0], g @ q.T, rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(got[1], (np.round(127 * x / top) * top / 127).T @ g, rtol=1e-4, atol=1e-4)
