@@ -18,9 +18,9 @@ from ..compiler.diagnostics import RuntimeError_
 from ..compiler.ir.core import Block, Func, Module, Op, Value
 from .memory import Buffer, LoopError, Private, RaceLog, TypedMemory, overlap, span
 from .numerics import Array, RunTimeFault, bitcast, cast, rounding, rounding_one
+from .semantics_packed import packed, products
 from .semantics_random import words
 from .semantics_scalar import COMPARE, maximum, minimum, steps
-from .semantics_packed import packed, products
 from .semantics_tensor import contraction, exact_dot, exact_sum, int_dot, sorted_order, wrapping_mul
 
 FRAME = 0                                               # slot 0 of an environment: where the function's arena frame starts

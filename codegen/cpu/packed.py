@@ -17,8 +17,6 @@ from .packed_dot import Dot
 from .target import CpuTarget
 
 
-
-
 def contract_cost(op: Op, target: CpuTarget) -> float:
     """Cycles, about."""
     (m, n), k = op.operands[0].type.shape, op.operands[1].type.shape[1]
