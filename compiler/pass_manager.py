@@ -1,7 +1,7 @@
 """Runs passes over a module: verification after each, printing, timing, checking against an interpreter, reproducers.
 
 It knows no pass and no pipeline (those are in pipelines.py); a pass is anything with `name`, `apply(module)` and, optionally,
-`exact` (keeps every result bit for bit) and `stage_after` (the stage the module is in when it has run).
+`exact` (keeps every result bit for bit), `redefines` (changes what is computed, by request) and `stage_after` (the stage the module is in when it has run).
 """
 from __future__ import annotations
 

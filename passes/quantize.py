@@ -25,6 +25,7 @@ class Quantize:
 
     name: ClassVar[str] = "quantize"
     exact: ClassVar[bool] = False
+    redefines: ClassVar[bool] = True       # what a program computes changes, because it was asked for: not for --check-passes
 
     def apply(self, module: Module) -> Module:
         weight = module.attrs.get("quantize")
