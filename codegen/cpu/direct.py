@@ -24,7 +24,7 @@ from .target import CpuTarget
 VARIANTS = 4                 # different register tiles that a unit of rows may be cut into
 DEEP = 2048                  # k of a packed block, about: both operands' blocks stay in L2
 GROUP = 2                    # the packed panels take at most the GEMM's scratch memory, L2 over this
-UNROLLED = 320               # multiply-adds in the body of the innermost loop
+UNROLLED = 200
 
 
 @dataclass(frozen=True)
