@@ -33,7 +33,7 @@ class _Gen(Pack):
 
     def module(self, name: str) -> Module:
         p = self.p
-        self.pack("pack", p.nw)
+        self.pack("b", p.nw)
         last = p.n.size - (p.panels(self.target) - 1) * self.nr
         for (a_rows, c_rows), i in self.kinds.items():
             for channels in sorted({self.nr, last}):
@@ -241,7 +241,7 @@ class _Gen(Pack):
 
         def nest(level: int, src: str, at: str) -> None:
             if level == run:
-                f.do(f"call void @pack(ptr {f.gep(self.e, dst, f.imul(at, str(self.nr)))}, ptr {src}, i64 {p.n.b}, i64 {step}, "
+                f.do(f"call void @pack_b(ptr {f.gep(self.e, dst, f.imul(at, str(self.nr)))}, ptr {src}, i64 {p.n.b}, i64 {step}, "
                      f"i64 {self.nr}, i64 {valid}, i64 {length})")
                 return
             inner = 1
