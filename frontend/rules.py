@@ -21,7 +21,21 @@ from .program import not_found
 from .signature import Signature, Unknown, source_text
 from .statements import fit
 from .tensors import as_tensor, is_weak
-from .values import MISSING, POISON, Builtin, CallArgs, Cell, FnValue, Namespace, Poisoned, RuleValue, Scope, describe
+from .values import (
+    MISSING,
+    POISON,
+    Builtin,
+    CallArgs,
+    Cell,
+    FnValue,
+    LayerInstance,
+    Namespace,
+    Poisoned,
+    RuleValue,
+    Scope,
+    Transform,
+    describe,
+)
 
 RULE_STATEMENTS: MutableMapping[type, Callable] = ChainMap({}, STATEMENTS)
 RULE_FUNCTIONS: dict[str, Builtin] = {}        # operations that only rules know
@@ -154,7 +168,7 @@ def rule_function(el: Elaborator, use: RuleUse, sees: list[Seen], given: list[tu
     bound = bind_params(el, f"rule `{use.name}`", use.rule.decl.params, use.args, use.span, use.rule.decl.name_span)
     for p, v, at in bound:
         if captures_tensors(v):
-            el.fail(at, f"argument `{p.name}` of rule `{use.name}` is a function that uses run-time values",
+            el.fail(at, f"argument `{p.name}` of rule `{use.name}` is {'a layer' if isinstance(v, LayerInstance) else 'a function that uses run-time values'}",
                     hint="pass the values themselves as arguments")
     keys = [abstract(el, v, leaves, []) for _, v, _ in bound]
     values: list[Value] = []
@@ -172,7 +186,7 @@ def rule_function(el: Elaborator, use: RuleUse, sees: list[Seen], given: list[tu
 
 
 def captures_tensors(v: object) -> bool:
-    return isinstance(v, FnValue) and captures(v)
+    return isinstance(v, FnValue | LayerInstance | Transform) and captures(v) or isinstance(v, list | tuple) and any(map(captures_tensors, v))
 
 
 def _elaborate(el, use: RuleUse, bound, sees: list[Seen], given, label: str, span: Span, local) -> RuleFunction:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from ..compiler.diagnostics import CompileError, Span, did_you_mean
 from ..compiler.ir import Block, Func, Op, TensorType, Value, u64
 from . import ast as A
-from .calls import evaluate_args
+from .calls import captures, evaluate_args
 from .elaborator import Elaborator, pattern_names
 from .layers import INPUT, signal_names, watch
 from .rule_statements import NoForward, bind_given, read_cell, split_given
@@ -150,6 +150,9 @@ def learn_layer(el: TrainElaborator, s: A.Learn, use: RuleUse, inst: LayerInstan
         except CompileError as e:                                  # no error unless the rule comes to need it
             local = NoForward(e)
     bound = bind_given(el, use, given, s.span)
+    for signal, v, at in bound:
+        if not_a_signal(v):
+            el.fail(at, f"`{seen_text(signal)}`, given to rule `{use.name}`, is {describe(v)}", hint="what is broadcast to a rule are tensors and numbers")
     fn, leaves = rule_function(el, use, sees, bound, path, s.span, local)
     cells = own_cells(el, training, use, inst, path, fn)
     operands: list[Value] = []
@@ -183,6 +186,12 @@ def learn_layer(el: TrainElaborator, s: A.Learn, use: RuleUse, inst: LayerInstan
             r = b.op("tensor.stop_gradient", [r]).result
             run.versions[r] = sees[k].place
             frame.write(sees[k].place, r)
+
+
+def not_a_signal(v: object) -> bool:
+    """What cannot be broadcast to a rule: a layer, or a function that uses run-time values."""
+    return isinstance(v, LayerInstance) or captures(v) and not isinstance(v, Value | Tree | tuple | list) \
+        or isinstance(v, tuple | list) and any(map(not_a_signal, v))
 
 
 def own_cells(el: TrainElaborator, training: Training, use: RuleUse, inst: LayerInstance, path: str, fn: RuleFunction) -> list[Cell]:
@@ -267,7 +276,8 @@ class LocalForward:
 def local_forward(el: TrainElaborator, inst: LayerInstance, path: str, sees: list[Seen], span: Span) -> LocalForward:
     call = find_call(el, el.frame.block, path)
     if call is None:
-        el.fail(span, f"a local loss cannot learn layer `{path}` here: its call is in another branch")
+        el.fail(span, f"a local loss cannot learn layer `{path}`: its call is no function of its own here",
+                hint="it is in another branch, or the layer was given a closure over other layers")
     func: Func = el.module.funcs[call.attrs["callee"]]
     cells = inst.cells
     names = {id(s.place): s.name for s in sees if s.role == "param"}

@@ -2,8 +2,9 @@
 
 Only the analysis; plasticity.py judges with it. Terms: a *frame* is a function as called at one place; the *origin* of a value is
 where it really is made, seen through calls, arguments, identities and stacking by scans. A *label* is what a value depends on:
-the text of a step argument's role (`param:out.w`, `data:x`, `step` ...), SIGNAL (the layer's own call, opaque), or Via(instance, label):
-the label, but only through the activations of that instance.
+the text of a step argument's role (`param:out.w`, `data:x`, `step` ...), SIGNAL (the layer's own call, opaque), Via(instance, label):
+the label, but only through the activations of that instance, Back(instance): what the layer gave, after that other layer has worked
+on it, or DERIVED: a derivative.
 """
 from __future__ import annotations
 
@@ -14,6 +15,7 @@ from typing import NamedTuple
 from ..compiler.ir.core import Block, Func, Module, Op, Value
 
 SIGNAL = "signal"
+DERIVED = "derivative"
 IDENTITIES = ("tensor.stop_gradient", "autodiff.watch")
 
 
@@ -22,6 +24,12 @@ class Via(NamedTuple):
 
     instance: str
     label: object
+
+
+class Back(NamedTuple):
+    """The layer's own output, come back through another layer."""
+
+    instance: str
 
 
 class Arg(NamedTuple):
@@ -136,32 +144,49 @@ class Dependence:
 
     def __init__(self, module: Module, step: Func, roles: list[str]):
         self.module, self.step, self.roles = module, step, roles
+        self.others = [(f, f.attrs["arg_roles"]) for f in module.funcs.values() if f is not step and "arg_roles" in f.attrs]
         self.envs: dict[tuple, dict[Value, Labels]] = {}
         self._of_layer: dict[str, dict[Value, Labels]] = {}
 
     def of(self, layer: str) -> dict[Value, Labels]:
-        """Labels of the step's values as seen by a rule of `layer`; state is followed from step to step to a fixpoint."""
+        """Labels of the step's values as seen by a rule of `layer`; state is followed from step to step, of every phase, to a fixpoint."""
         if layer not in self._of_layer:
-            kept = [i for i, r in enumerate(self.roles) if r.startswith(("param:", "state:", "own:"))]
-            start: list[Labels] = [{r: Hop(0)} for r in self.roles]
+            kept: dict[str, Labels] = {}                     # what state carries from one step to the next
+            steps = [(self.step, self.roles), *self.others]
             while True:
-                for key in [k for k in self.envs if k[0] == self.step.name]:
-                    del self.envs[key]
-                env = self.env(self.step, layer, True, start)
                 grew = False
-                for result, i in enumerate(kept):
-                    role = self.roles[i]
-                    if not role.startswith("state:") or (layer and inside(role[6:], layer)) or result >= len(self.step.returns.operands):
-                        continue
-                    v = self.step.returns.operands[result]
-                    for label, hop in env[v].items():
-                        if label not in start[i]:
-                            start[i][label] = Hop(hop.distance + 1, v, label, self.step.returns)
-                            grew = True
+                for f, roles in steps[::-1]:
+                    for key in [k for k in self.envs if k[0] == f.name]:
+                        del self.envs[key]
+                    env = self.env(f, layer, True, [{r: Hop(0), **kept.get(r, {})} for r in roles])
+                    state = [r for r in roles if r.startswith(("param:", "state:", "own:"))]
+                    for role, v in zip(state, f.returns.operands):
+                        if not role.startswith("state:") or (layer and inside(role[6:], layer)):
+                            continue
+                        carried_on = kept.setdefault(role, {})
+                        for label, hop in env[v].items():
+                            if label not in carried_on and label != role:
+                                carried_on[label] = Hop(hop.distance + 1, v if f is self.step else None, label, f.returns)
+                                grew = True
                 if not grew:
                     self._of_layer[layer] = env
                     break
         return self._of_layer[layer]
+
+    def at(self, frame: Frame, v: Value, layer: str) -> set:
+        """Labels, in terms of the step's arguments, of a value inside a function that the step calls."""
+        if frame.parent is None:
+            return set(self.of(layer).get(v, {}))
+        rest, outside = _seen_from(frame, layer)
+        out: set = set()
+        for label in self.env(frame.func, rest, outside).get(v, {}):
+            base = label.label if isinstance(label, Via) else label
+            if not isinstance(base, Arg):
+                out.add(label)
+                continue
+            for x in self.at(frame.parent, frame.call.operands[base.index], layer):
+                out.add(Via(label.instance, x) if isinstance(label, Via) and carried(x) and not isinstance(x, Via) else x)
+        return out
 
     def env(self, f: Func, rest: str | None, outside: bool, start: list[Labels] | None = None) -> dict[Value, Labels]:
         """Labels of all values of f. `rest`: path, seen from here, of the layer that is cut (None: no cut); `outside`: not within a
@@ -174,6 +199,27 @@ class Dependence:
             self.envs[key] = env                              # before the walk: an uncut walk may look at itself
             _Walk(self, f, env, rest, outside, start).block(f.body)
         return self.envs[key]
+
+
+def _seen_from(frame: Frame, layer: str) -> tuple[str | None, bool]:
+    """The layer's path as seen from a frame, None where it is not inside; and whether the frame is outside of all layers."""
+    rest: str | None = layer
+    outside = True
+    for f in _ancestors(frame):
+        instance = f.call.attrs.get("instance")
+        if instance is not None:
+            outside = False
+            if rest is not None and instance:
+                rest = rest[len(instance) + 1:] if rest.startswith(instance + ".") else None
+    return rest, outside
+
+
+def _ancestors(frame: Frame) -> list[Frame]:
+    out = []
+    while frame.parent is not None:
+        out.append(frame)
+        frame = frame.parent
+    return out[::-1]
 
 
 class _Walk:
@@ -232,6 +278,8 @@ def _call(w: _Walk, op: Op) -> None:
             operand = op.operands[base.index]
             for arriving, before in w.labels(operand).items():
                 new = arriving
+                if instance is not None and rest is None and w.rest is not None and (arriving == SIGNAL or isinstance(arriving, Back)):
+                    _learn(out, Back(instance), Hop(before.distance + hop.distance + 1, operand, arriving, op))
                 if w.outside and instance is not None:
                     via = instance
                 if via is not None and (carried(arriving) or isinstance(arriving, Arg)):
@@ -250,6 +298,7 @@ def _gradient(w: _Walk, op: Op) -> None:
         for r in op.results:
             for label, hop in w.uncut.labels(r).items():
                 _learn(w.labels(r), label, hop)
+            _learn(w.labels(r), DERIVED, Hop(1, op.operands[0], None, op))
     else:
         w.flow(op.operands, op.results, op)
 

@@ -3,6 +3,9 @@
 What is local is judged here, by the data dependence of locality.py: an update may read its layer's own signals, parameters and
 rule state, batch data, step, epoch and random keys; and values of shape [] or [B] from the model's output, which are listed as
 broadcast. Everything else is an error that names the way by which it arrives.
+
+A layer's input is opaque: any activity that comes before it. What is no activity (parameters handed beside the input, a derivative) or
+comes after it (what other layers made of this layer's own output, in this step or the one before) is not input, but a message.
 """
 from __future__ import annotations
 
@@ -12,10 +15,11 @@ from typing import ClassVar
 from ..compiler.diagnostics import Diagnostics, Span
 from ..compiler.ir.builder import Builder
 from ..compiler.ir.core import Block, Func, Module, Op, Value, clone_func, replace_uses, rewrite
-from .locality import SIGNAL, Calls, Dependence, Via, inside, way
+from .locality import DERIVED, IDENTITIES, SIGNAL, Back, Calls, Dependence, Via, inside, way
 from .util import callees, span
 
 BROADCAST = ("given", "arg", "capture", "key")
+MAX_OUTPUTS = 3                            # values from the model's output for one rule: a reward and what was expected, not an error vector
 
 
 @dataclass(frozen=True)
@@ -124,6 +128,8 @@ class _Proof:
                 role = self.role_of(self.calls.origin(frame, v))
                 if role.startswith("param:") and not inside(role[6:], path):
                     self.shared.setdefault(role[6:], (path, op))
+        self.conditions = dict(_conditions(step.body, []))
+        self.from_output = 0
         self.outputs = {p for p in top if not any(q != p and inside(p, q) for q in top)}
 
     def role_of(self, origin) -> str:
@@ -137,6 +143,10 @@ class _Proof:
         reads, broadcast = [], []
         if not a.get("nonlocal"):
             self.undisturbed(op, layer)
+        for condition in self.conditions.get(op, ()):
+            if not a.get("nonlocal"):
+                self.given(op, condition, "condition", "condition")
+        self.from_output = 0
         for v, role in zip(op.operands, roles):
             kind, _, name = role.partition(":")
             if kind in BROADCAST:
@@ -145,40 +155,92 @@ class _Proof:
                 reads.append(name.removeprefix(layer + ".") if kind in ("param", "own") else name)
                 if not a.get("nonlocal"):
                     {"signal": self.signal, "param": self.kept, "own": self.kept}[kind](op, v, role)
-        verdict = "non-local" if a.get("nonlocal") else "local"
+        verdict = "non-local" if a.get("nonlocal") else self.verdict(op, layer, roles)
         return [{"parameter": roles[w].partition(":")[2], "layer": layer, "rule": rule, "function": a["rule"], "reads": reads,
                  "broadcast": [t for t in broadcast if t], "verdict": verdict} for w in a["writes"] if roles[w].startswith("param:")]
+
+    def verdict(self, op: Op, layer: str, roles: list[str]) -> str:
+        """`local`; a local loss of a layer that holds layers is backpropagation among these, which is said."""
+        if not op.attrs.get("forward"):
+            return "local"
+        inner = {r.partition(":")[2].rpartition(".")[0] for r in roles if r.startswith("param:")}
+        return f"local to a block of {len(inner)} layers" if len(inner) > 1 else "local"
 
     def refuse(self, op: Op, what: str, *, hint: str | None = None, notes=()) -> None:
         rule = op.attrs.get("rule_name") or op.attrs["rule"]
         self.problems.error(span(op.loc), f"rule `{rule}` for layer `{op.attrs['layer']}` is not local: {what}", hint=hint, notes=notes)
 
     # ---- what belongs to the layer ----
+
     def undisturbed(self, op: Op, layer: str) -> None:
-        """A layer's signals are opaque, so nobody may slip anything into it: its state is written from within, and what its call is
-        handed beside the input comes from no other layer's parameters."""
-        env = self.dependence.of(layer)
-        kept = [i for i, r in enumerate(self.roles) if r.startswith(("param:", "state:", "own:"))]
-        for v, i in zip(self.step.returns.operands, kept):
-            kind, _, path = self.roles[i].partition(":")
-            if kind != "state" or not layer or not inside(path, layer):
-                continue
-            bad = [x for x in env.get(v, {}) if not self.own(x.label if isinstance(x, Via) else x, layer)]
-            if bad:
-                self.refuse(op, f"its state `{path}` is written from outside: it depends on {self.whose(bad[0])[0]}", notes=self.steps(env, v, bad[0]),
-                            hint="a layer's state is its own while a rule teaches it: what the layer itself writes there is local")
+        """A layer's signals are opaque, so nobody may slip anything into it: its state is written from within, its call is handed no
+        other layer's parameters, no derivative, and nothing that other layers made of its own output."""
+        for i, role in enumerate(self.roles):
+            if role.startswith("state:") and layer and inside(role[6:], layer):
+                self.written_within(op, layer, i)
         watched = any(call.attrs.get("signals") for _, call in self.by_layer.get(layer, []))
         for frame, call in self.by_layer.get(layer, []):
-            rest = [v for v in call.operands if not inside(self.role_of(self.calls.origin(frame, v)).partition(":")[2] or "-", layer)]
-            for v in rest[0 if watched and not call.attrs.get("signals") else 1:]:       # a method has no input that is opaque
-                path = next((p for p in self.handed(frame, v) if not inside(layer, p.rpartition(".")[0])), None)
-                if path is not None:
-                    self.refuse(op, f"its call is handed `{path}`, a parameter of another layer", notes=_at(call, "it is called here"),
-                                hint="a layer's input may be anything; further arguments of its call may not be other layers' parameters")
+            values = [v for v in call.operands if not inside(self.role_of(self.calls.origin(frame, v)).partition(":")[2] or "-", layer)]
+            entry = self.input_of(frame, call, values) if call.attrs.get("signals") or not watched else None     # a method has no input
+            for v in values:
+                if not self.fit_to_hand(op, layer, frame, call, v, v is entry):
+                    return
+
+    def written_within(self, op: Op, layer: str, i: int) -> bool:
+        """Whether state, the step's argument i, is kept by what a rule of the layer may know; a diagnostic otherwise."""
+        env, v = self.dependence.of(layer), self.kept_value(i)
+        bad = [x for x in env.get(v, {}) if not self.own(x.label if isinstance(x, Via) else x, layer)]
+        if bad:
+            self.refuse(op, f"its state `{self.roles[i][6:]}` is written from outside: it depends on {self.whose(bad[0])[0]}", notes=self.steps(env, v, bad[0]),
+                        hint="a layer's state is its own while a rule teaches it: what the layer itself writes there is local")
+        return not bad
+
+    def kept_value(self, i: int) -> Value | None:
+        """What the step returns for its argument i, which is kept from step to step."""
+        kept = [k for k, r in enumerate(self.roles) if r.startswith(("param:", "state:", "own:"))]
+        values = self.step.returns.operands
+        return values[kept.index(i)] if i in kept and kept.index(i) < len(values) else None
+
+    def input_of(self, frame, call: Op, values: list[Value]) -> Value | None:
+        """The operand that is the layer's input: the one handed on as the signal `pre`, or else the first that is no state."""
+        callee, names = self.dependence.module.funcs[call.attrs["callee"]], list(call.attrs.get("signals", ()))
+        for name in ("<input>", "pre"):
+            if name in names:
+                v = callee.returns.operands[len(call.results) - len(names) + names.index(name)]
+                if v in callee.args and call.operands[callee.args.index(v)] in values:
+                    return call.operands[callee.args.index(v)]
+        plain = [v for v in values if not self.role_of(self.calls.origin(frame, v)).startswith("state:")]
+        return next(iter([*plain, *values]), None)
+
+    def fit_to_hand(self, op: Op, layer: str, frame, call: Op, v: Value, entry: bool) -> bool:
+        """Whether the layer's call may be handed this value."""
+        here = _at(call, "it is called here")
+        role = self.role_of(self.calls.origin(frame, v))
+        if role.startswith("state:") and not entry and not self.written_within(op, layer, self.roles.index(role)):
+            return False
+        path = None if entry else next((p for p in self.handed(frame, v) if not inside(layer, p.rpartition(".")[0])), None)
+        if path is not None:
+            self.refuse(op, f"its call is handed `{path}`, a parameter of another layer", notes=here,
+                        hint="a layer's input may be any activity that comes before it; further arguments of its call may not be other layers' parameters")
+            return False
+        labels = self.dependence.at(frame, v, layer)
+        back = next((x.instance for x in labels if isinstance(x, Back)), None)
+        if back is not None:
+            self.refuse(op, f"its call is handed what layer `{back}` made of this layer's own output", notes=here,
+                        hint="a layer's input is what comes before it; feedback from the layers behind it is a message, and a rule that learns from it "
+                             "has to say so: `nonlocal rule ...`")
+            return False
+        if DERIVED in labels:
+            foreign = [x for x in labels if not self.own(x.label if isinstance(x, Via) else x, layer)]
+            if foreign:
+                self.refuse(op, f"its call is handed a derivative that depends on {self.whose(foreign[0])[0]}", notes=here,
+                            hint="an error that was propagated through another layer is no activity")
+                return False
+        return True
 
     def handed(self, frame, v: Value) -> list[str]:
         """Paths of the parameters that a value is computed from directly, not by way of a layer's activations; a derivative runs
-        through layers, so its way counts."""
+        through layers, so its way counts; what is kept from the step before counts as what was put there."""
         found, todo, seen = [], [(frame, v, False)], set()
         while todo:
             f, v, derived = todo.pop()
@@ -189,6 +251,10 @@ class _Proof:
             role = self.role_of((f, v, 0))
             if role.startswith("param:"):
                 found.append(role[6:])
+            elif role.startswith("state:"):
+                kept = self.kept_value(self.roles.index(role))
+                if kept is not None:
+                    todo.append((self.calls.root, kept, derived))
             if not derived and f.path != frame.path and inside(f.path, frame.path):
                 continue                                     # made inside another layer: its activations
             if isinstance(v.owner, Op):
@@ -223,14 +289,35 @@ class _Proof:
             self.refuse(op, f"`{path}` is shared with layer `{other}`, so no layer has it to itself", notes=_at(call, f"layer `{other}` takes it here"),
                         hint="give the layers weights of their own, or learn the shared ones by backpropagation")
             return
-        origin = self.calls.origin(self.calls.root, v)
-        made = origin[1].owner
-        if self.role_of(origin) == role:
-            return
-        if isinstance(made, Op) and made.name == "learn.update" and made.attrs["layer"] == layer:
-            if made.attrs["roles"][made.attrs["writes"][made.results.index(origin[1])]] == role:
+        last = self.kept_value(self.roles.index(role)) if role in self.roles else None
+        for value in (v, last):                              # as it is read, and as it is left for the next step
+            other = None if value is None else self.changed(value, role, layer)
+            if other is not None:
+                self.refuse(op, f"{what} is changed in this step by something else than a local rule of this layer", notes=_place(other, "it is changed here"),
+                            hint="what a rule reads has to be the layer's own: let one of them alone change it")
                 return
-        self.refuse(op, f"{what} has been changed in this step by something else than a rule of this layer", notes=_place(v, "it is changed here"))
+
+    def changed(self, v: Value, role: str, layer: str) -> Value | None:
+        """Where the value of a parameter or rule state has come from anything but the step's argument and the layer's local rules."""
+        todo, seen = [v], set()
+        while todo:
+            v = todo.pop()
+            if v in seen:
+                continue
+            seen.add(v)
+            made = v.owner
+            if isinstance(made, Op) and made.name in IDENTITIES:
+                todo.append(made.operands[0])
+            elif isinstance(made, Op) and made.name == "scf.if":
+                todo += [r.terminator.operands[made.results.index(v)] for r in made.regions]
+            elif isinstance(made, Op) and made.name == "learn.update" and made.attrs["layer"] == layer and not made.attrs.get("nonlocal"):
+                k = made.attrs["writes"][made.results.index(v)]
+                if made.attrs["roles"][k] != role:
+                    return v
+                todo.append(made.operands[k])
+            elif self.role_of((self.calls.root, v, 0)) != role:
+                return v
+        return None
 
     # ---- what is broadcast ----
     def given(self, op: Op, v: Value, kind: str, name: str) -> str | None:
@@ -251,11 +338,15 @@ class _Proof:
             bad.sort(key=lambda x: (isinstance(x, Via), labels[x].distance))
             self.refuse_given(op, v, kind, name, bad[0], env, small)
             return None
+        self.from_output += bool(outputs)
+        if self.from_output == MAX_OUTPUTS + 1:
+            self.refuse(op, f"more than {MAX_OUTPUTS} values from the model's output are broadcast to it", notes=self.steps(env, v, outputs[0]),
+                        hint="a reward and what was expected of it are broadcast signals; an error for every unit of the output is not, in one tensor or in many")
         return self.describe(op, v, name, bool(outputs))
 
     def own(self, label, layer: str) -> bool:
         """Whether a rule of the layer may read what carries this label."""
-        if label == SIGNAL:
+        if label == SIGNAL or label == DERIVED or isinstance(label, Back):
             return True
         kind, _, path = str(label).partition(":")
         if kind in ("param", "own"):
@@ -272,7 +363,8 @@ class _Proof:
             what += f", and it arrives through the activations of layer `{label.instance}`" if label.instance else ", and it arrives through the model's activations"
         elif hops:
             what += f", reached through {', then '.join(hops)}"
-        subject = {"given": f"the given signal `{name}`", "arg": f"its argument `{name}`", "capture": f"`{name}`", "key": "its random key"}[kind]
+        subject = {"given": f"the given signal `{name}`", "arg": f"its argument `{name}`", "capture": f"`{name}`", "key": "its random key",
+                   "condition": "the condition under which it learns"}[kind]
         hint = ("only batch data, and values of shape [] or [B] computed from the model's output, may be broadcast to a rule; "
                 "a rule that needs more has to say so: `nonlocal rule ...`")
         if small and not isinstance(label, Via):
@@ -312,6 +404,16 @@ class _Proof:
             return f"{name}: {v.type} from {', '.join(foreign)}"
         data = [str(x).removeprefix("data:") for x in labels if str(x).startswith("data:")]
         return f"{name}: {v.type} from the batch's {', '.join(sorted(data))}" if data else None
+
+
+def _conditions(block: Block, around: list[Value]):
+    """(op, the conditions that decide whether it runs) of every learn.update."""
+    for op in block.ops:
+        if op.name == "learn.update" and around:
+            yield op, tuple(around)
+        for r in op.regions:
+            inner = [op.operands[0]] if op.name == "scf.if" else list(op.regions[0].terminator.operands[:1]) if op.name == "scf.while" else []
+            yield from _conditions(r, [*around, *inner])
 
 
 WORDS = {"dot_general": "a matrix product", "reduce_sum": "a sum", "reduce_max": "a maximum", "add": "a sum", "sub": "a difference", "mul": "a product",

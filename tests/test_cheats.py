@@ -8,7 +8,9 @@ import pytest
 from engram.cli import main
 
 CHEATS = sorted((Path(__file__).parent / "wrong").glob("cheat_*.nn"))
-ELSEWHERE = {"cheat_capture": "is a function that uses run-time values", "cheat_sees": "which layer `model.first` (Linear) does not have"}
+ELSEWHERE = {"cheat_capture": "is a function that uses run-time values", "cheat_sees": "which layer `model.first` (Linear) does not have",
+             "cheat_layer": "`v`, given to rule `tap`, is a layer", "cheat_pullback": "`v`, given to rule `tap`, is a function",
+             "cheat_derivative_input": "for layer `t.first2` is not local: its call is handed a derivative"}
 BATCH_NORM = """import "std/nn.nn"
 
 layer Norm(i, o) {
@@ -53,3 +55,53 @@ def test_batch_statistics_are_local_and_listed(tmp_path, capsys):
     head, row = capsys.readouterr().out.splitlines()
     assert head.split() == ["parameter", "rule", "reads", "broadcast", "verdict"]
     assert row.split() == ["model.first.w", "hebbian", "z", "out", "w", "-", "local"]
+
+
+def test_recurrence_is_no_feedback(tmp_path, capsys):
+    """A layer's own output may come back to it, and what is before it may come in by any argument; a local loss of a whole block is said to be one."""
+    file = tmp_path / "stack.nn"
+    file.write_text("""import "std/nn.nn"
+layer Cell(i, n) {
+  param w: f32[i, n] = normal(0, 0.1)
+  param v: f32[n, n] = normal(0, 0.1)
+  fn (x: f32[B, i], h: f32[B, n]) -> f32[B, n] { tanh(x @ w + h @ v) }
+}
+layer Net() {
+  first  = Cell(16, 20)
+  second = Cell(20, 12)
+  out    = Linear(12, 10)
+  fn (x: f32[B, 64]) -> f32[B, 10] {
+    let (_, s) = scan t in 0..4 with final (a, b) = (zeros(B, 20), zeros(B, 12)) {
+      let a = first(x[:, 16 * t : 16 * t + 16], a)
+      let b = second(a, b)
+      yield 0.0
+      (a, b)
+    }
+    out(s[1])
+  }
+}
+layer Whole() {
+  net = Net()
+  fn (x: f32[B, 64]) -> f32[B, 10] { net(x) }
+}
+rule correlate(lr) sees pre: f32[T, B, i], out: f32[T, B, o], w: f32[i, o] { w += lr * hebbian(pre, out, out, w) / (T * B) }
+train stack {
+  model = Net()
+  data  = dataset("digits")
+  learn model.first by correlate(0.01)
+  learn model.second by correlate(0.01)
+  learn model.out by delta(0.01) given one_hot(y, 10)
+  measure accuracy(model(x), y)
+}
+train block {
+  model = Whole()
+  data  = dataset("digits")
+  learn model.net by pred(10, 1e-3) given y
+  measure accuracy(model(x), y)
+}
+""")
+    assert main(["check", "--locality", str(file)]) == 0
+    rows = [line.rsplit("  ", 1) for line in capsys.readouterr().out.splitlines()[1:]]
+    verdicts = {r[0].split()[0]: r[1].strip() for r in rows}
+    assert verdicts["model.first.w"] == verdicts["model.second.w"] == verdicts["model.out.w"] == "local"
+    assert verdicts["model.net.first.w"] == "local to a block of 3 layers"

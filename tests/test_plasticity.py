@@ -156,7 +156,7 @@ def test_a_signal_of_another_layer_is_refused():
 def test_parameter_of_another_layer_or_changed_elsewhere():
     assert "belongs to another layer" in refused(step(update(param="param:out.w"))).message
     d = refused(step("%w0 = tensor.neg(%w) : f64[4,3] loc(\"net.nn\":5:1)\n" + update(w="%w0")))
-    assert "has been changed" in d.message and d.notes[0][0].line == 5
+    assert "is changed in this step by something else" in d.message and d.notes[0][0].line == 5
 
 
 def test_rules_of_one_layer_update_one_after_the_other():

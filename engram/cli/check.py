@@ -104,7 +104,7 @@ def locality_rows(plan, train: str) -> list[dict]:
                 if kind != "param":                          # the rule's own state has the same update: no news
                     continue
                 row = {"train": train, "layer": layer, "parameter": path if path.startswith(layer) else f"{layer}.{path}", "rule": op.attrs["rule_name"],
-                       "reads": [n for k, n in reads if k in ("signal", "param", "own")],
+                       "reads": [n.removeprefix(layer + ".") for k, n in reads if k in ("signal", "param", "own")],
                        "broadcast": [n for k, n in reads if k == "given"],
                        "verdict": "declared non-local" if op.attrs.get("nonlocal") else "local"}
                 if row["parameter"] not in seen:
