@@ -223,7 +223,7 @@ class _Proof:
             self.refuse(op, f"its call is handed `{path}`, a parameter of another layer", notes=here,
                         hint="a layer's input may be any activity that comes before it; further arguments of its call may not be other layers' parameters")
             return False
-        labels = self.dependence.at(frame, v, layer)
+        labels = sorted(self.dependence.at(frame, v, layer), key=str)
         back = next((x.instance for x in labels if isinstance(x, Back)), None)
         if back is not None:
             self.refuse(op, f"its call is handed what layer `{back}` made of this layer's own output", notes=here,
