@@ -442,6 +442,7 @@ def _contract(f: _Function, op: Op, xs, rs):
     sizes = {c: n for letters, t in zip((a["out"], a["lhs"], a["rhs"]), types) for c, n in zip(letters, t.shape)}
     rnd = rounding(types[0].dtype, f.launcher.shadow)
     dot = exact_dot if types[0].dtype.is_float else int_dot
+    finish = _epilogue(f, op) if op.regions else None
 
     def step(env):
         out, lhs, rhs = env[o], env[l], env[r]
@@ -452,7 +453,37 @@ def _contract(f: _Function, op: Op, xs, rs):
         if a.get("accumulate"):
             sums = [x + y for x, y in zip(out.read(), sums)]
         out.write(rnd(sums))
+        if finish is not None:
+            finish(env, out)
     return step
+
+
+def _epilogue(f: _Function, op: Op):
+    """Runs a contraction's region on every element, in shuffled order like loop.parallel."""
+    launcher, body, shape = f.launcher, op.regions[0], op.operands[0].type.shape
+    f.parallel, outer = True, f.parallel
+    run, yields = f.block(body)
+    f.parallel = outer
+    value, *indices = [f.slot(a) for a in body.args]
+
+    def finish(env, out: Buffer):
+        points = list(zip(product(*map(range, shape)), out.positions()))
+        launcher.random.shuffle(points)
+        sums = {p: out.memory[p] for _, p in points}
+        if not yields:                                    # nobody may rely on what the sums' memory holds from now on
+            out.write([None if not isinstance(out.memory, TypedMemory) else 0] * len(points))
+        launcher.races = RaceLog() if launcher.check_races else None
+        for n, (point, p) in enumerate(points):
+            if launcher.races is not None:
+                launcher.races.iteration = n
+            env[value] = sums[p]
+            for slot, i in zip(indices, point):
+                env[slot] = i
+            run(env)
+            if yields:
+                out.memory[p] = env[yields[0]]
+        launcher.races = None
+    return finish
 
 
 def _pack(f: _Function, op: Op, xs, rs):

@@ -3,6 +3,7 @@
 Before and after: tensor stage. A group is one of
 * elementwise: results of one size, computed in one loop;
 * rows: values of the whole domain and values of its rows (reductions over trailing dims), in one loop over rows: softmax, layer norm;
+* product: a contraction that is large enough for a kernel of its own, and elementwise ops on its result: its epilogue;
 * reduce: a reduction over other dims, or of much to little, with its producers and what is computed from its result.
 
 Movement (broadcast, reshape, transpose, slice ...), small constants and cheap ops that read one array are copied into every group that
@@ -15,7 +16,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from ..compiler.ir.core import Block, Module, Op, Value, clone_op
-from .fuse_graph import ALIGNED, Graph
+from .fuse_graph import ALIGNED, Graph, is_product
 from .fuse_groups import Cluster, merged
 from .fuse_rewrites import rewrite_block
 
@@ -71,7 +72,7 @@ def _merge_siblings(graph: Graph, home: dict[Op, Cluster]) -> None:
                 readers.setdefault(e.value, []).append(op)
     for ops in readers.values():
         for a, b in zip(ops, ops[1:]):
-            if home[a] is not home[b]:
+            if home[a] is not home[b] and not any(is_product(op) for c in (home[a], home[b]) for op in c.ops):
                 _try(home[a], home[b], graph, home)
 
 
@@ -175,7 +176,7 @@ def _contents(c: Cluster, graph: Graph) -> tuple[list[Value], list[Op]]:
         ops[op] = None
         for v in op.operands:
             source = graph.defined.get(v)
-            if source is not None and (source in c.members or source in graph.copied):
+            if source is not None and not is_product(op) and (source in c.members or source in graph.copied):
                 todo.append(source)
             else:
                 inputs[v] = None

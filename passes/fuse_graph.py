@@ -82,7 +82,7 @@ class Graph:
             x, i = op.operands[0].type.shape, op.operands[1].type.shape
             return all(n == (1 if d == op.attrs["dim"] else m) for d, (m, n) in enumerate(zip(x, i)))
         if name == "tensor.dot_general":
-            return small_contraction(op)
+            return small_contraction(op) or has_epilogue(op)
         if name == "tensor.fold_windows":
             return separate_windows(op)
         if name in REDUCTIONS:
@@ -121,14 +121,18 @@ class Graph:
         """Whether `user` is computed inside groups wherever it is used."""
         if user in self.copied:
             return user.name != "tensor.constant" and bool(self.users[user]) and all(self._takes(u) for u in self.users[user])
-        return self.fusible(user)
+        return self.fusible(user) and not is_product(user)
 
     # ---- edges ----
     def edges(self, op: Op) -> list[Edge]:
         """Where a groupable op's operands come from."""
         found = self._edges.get(op)
         if found is None:
-            found = self._edges[op] = [e for slot, v in enumerate(op.operands) for e in self._trace(v, ALIGNED, slot)]
+            if is_product(op):                             # its operands are whole arrays in memory
+                found = [Edge(self.defined.get(v), v, OTHER, slot) for slot, v in enumerate(op.operands)]
+            else:
+                found = [e for slot, v in enumerate(op.operands) for e in self._trace(v, ALIGNED, slot)]
+            self._edges[op] = found
         return found
 
     def _trace(self, v: Value, kind: str, slot: int) -> Iterator[Edge]:
@@ -179,6 +183,16 @@ def broadcast_kind(op: Op) -> str:
     if not new:
         return ALIGNED
     return ROWS if not kept or max(kept) < min(new) else OTHER
+
+
+def has_epilogue(op: Op) -> bool:
+    """Whether elementwise ops on a large product's result may be done as the product's epilogue."""
+    return not op.result.type.dtype.is_bool
+
+
+def is_product(op: Op) -> bool:
+    """A contraction that is a kernel with whole arrays for operands."""
+    return op.name == "tensor.dot_general" and not small_contraction(op)
 
 
 def small_contraction(op: Op) -> bool:

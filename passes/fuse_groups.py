@@ -5,10 +5,11 @@ from dataclasses import dataclass, field
 
 from ..compiler.ir.core import Loc, Op
 from ..compiler.ir.dims import product
+from ..compiler.ir.opdef import OPS
 from .cost import MAX_GROUP, SPLIT_KEPT, SPLIT_SIZE, enough_rows
-from .fuse_graph import ALIGNED, INDEXED, OTHER, REDUCTIONS, ROWS, Edge, Graph, trailing
+from .fuse_graph import ALIGNED, INDEXED, OTHER, REDUCTIONS, ROWS, Edge, Graph, is_product, trailing
 
-MAP, ROW, REDUCE = "elementwise", "rows", "reduce"
+MAP, ROW, REDUCE, PRODUCT = "elementwise", "rows", "reduce", "product"
 FULL, KEPT = "full", "kept"          # an op works on every element of the domain, or on one per row (per kept element)
 
 
@@ -42,7 +43,7 @@ class Cluster:
 
     def attrs(self) -> dict:
         """What lowering needs to know."""
-        out: dict = {"kind": self.kind}
+        out: dict = {"kind": PRODUCT if any(map(is_product, self.ops)) else self.kind}
         if self.kind == ROW:
             shape, rows = self.reduction
             out |= {"domain": list(shape), "rows": rows}
@@ -63,6 +64,9 @@ def merged(a: Cluster, b: Cluster, graph: Graph) -> Cluster | None:
     c = _combined(a, b)
     if c is None:
         return None
+    products = [op for op in c.ops if is_product(op)]
+    if products and not _epilogue_fits(products, c):
+        return None
     for op in c.ops:
         for e in graph.edges(op):
             if e.source in c.members and not _fits(e, op, c):
@@ -70,6 +74,11 @@ def merged(a: Cluster, b: Cluster, graph: Graph) -> Cluster | None:
     if c.kind == REDUCE and _full_escapes(c, graph):
         return None
     return c
+
+
+def _epilogue_fits(products: list[Op], c: Cluster) -> bool:
+    """One product and elementwise ops: what can be done to an element of its result while that is at hand."""
+    return len(products) == 1 and c.kind == MAP and all(op is products[0] or OPS[op.name].elementwise for op in c.ops)
 
 
 def _combined(a: Cluster, b: Cluster) -> Cluster | None:

@@ -31,6 +31,8 @@ def accesses(kernel: Op, root: Value, host: Host) -> tuple[list, list]:
 def in_place(kernel: Op, root: Value, host: Host) -> bool:
     """True when every element that is stored is read, if at all, only before it is stored: at the same place in the same iteration,
     or in an earlier loop of the same row (the parallel indices pick the row)."""
+    if any(host.storage(v).buffer is root for v in kernel.operands):      # a product's own operand or result
+        return False
     loads, stores = accesses(kernel, root, host)
     if not loads or not stores:
         return True
@@ -45,7 +47,7 @@ def in_place(kernel: Op, root: Value, host: Host) -> bool:
                 continue
             # a row: leading indices equal, all of the kernel's parallel indices among them, and the load's loop comes first
             n = next((i for i, (p, q) in enumerate(zip(at, index)) if p is not q), len(at))
-            if not set(ivs) <= set(at[:n]) and kernel.attrs["extents"] != [1]:
+            if not set(ivs) <= set(at[:n]) and kernel.attrs.get("extents") != [1]:
                 return False
             if before[0][1] == path[0][1]:
                 return False

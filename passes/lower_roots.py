@@ -1,92 +1,21 @@
-"""Ops that are kernels of their own: contractions, scatter, sort, running sums, random bits, padding, concatenation, block updates."""
+"""Ops that are kernels of their own: scatter, sort, running sums, random bits, padding, concatenation, block updates."""
 from __future__ import annotations
 
 from ..compiler.ir.core import Op, Value
 from ..compiler.ir.dims import product
 from ..compiler.ir.types import i64
-from .fuse_graph import small_contraction
-from .lower_buffers import Host, Splat, Storage, shifted
+from .lower_buffers import Splat, Storage, shifted
 from .lower_elemental import Elements, Index, accumulator
 from .lower_kernel import I64, Kernel
 from .lower_kernels import _emit, _start, _store
+from .lower_products import dot_general
 from .lower_rules import philox, slice_starts
-
-LETTERS = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ"
 
 
 def start(body, op: Op, shape) -> tuple[Kernel, Elements, tuple[Value, ...]]:
     """A kernel over `shape` that can generate elements of op's operands."""
     k, at = _start(tuple(shape), op.loc)
     return k, Elements(k, {}, body.leaf), at
-
-
-# ---- contractions ------------------------------------------------------------------------------------------------------
-
-
-def dot_general(body, op: Op, pos: int) -> None:
-    x, y = op.operands
-    a = op.attrs
-    if small_contraction(op):
-        body.group([op], [op.result], pos, body.leaf, op.loc)
-        return
-    left, right = body.in_memory(x, op.loc), body.in_memory(y, op.loc)
-    place = body.product_place(op.result, pos, op.loc)
-    body.env[op.result] = place
-    letters = iter(LETTERS)
-    names: dict[tuple[int, int], str] = {}
-    for i, j in [*zip(a["lhs_batch"], a["rhs_batch"]), *zip(a["lhs_contract"], a["rhs_contract"])]:
-        names[0, i] = names[1, j] = next(letters)
-    for side, t in enumerate((x.type, y.type)):
-        for d in range(t.rank):
-            names.setdefault((side, d), None)
-    free = [[d for d in range(t.rank) if names[side, d] is None] for side, t in enumerate((x.type, y.type))]
-    for side in (0, 1):
-        for d in free[side]:
-            names[side, d] = next(letters)
-    text = ["".join(names[0, d] for d in a["lhs_batch"]) + "".join(names[0, d] for d in free[0]) + "".join(names[1, d] for d in free[1]),
-            "".join(names[0, d] for d in range(x.type.rank)), "".join(names[1, d] for d in range(y.type.rank))]
-    contract(body.host, [place, left, right], text, op.loc)
-
-
-def contract(host: Host, places: list[Storage], text: list[str], loc) -> Op:
-    """A loop.contract, first dropping dims of size 1 and joining letters that are neighbours without a gap wherever they occur."""
-    for i in range(3):
-        keep = [d for d, n in enumerate(places[i].shape) if n != 1]
-        text[i] = "".join(text[i][d] for d in keep)
-        p = places[i]
-        places[i] = Storage(p.buffer, p.offset, tuple(p.shape[d] for d in keep), tuple(p.strides[d] for d in keep))
-    changed = True
-    while changed:
-        changed = False
-        for i in range(3):
-            for p in range(len(text[i]) - 1):
-                if _joinable(places, text, text[i][p], text[i][p + 1]):
-                    _join(places, text, text[i][p], text[i][p + 1])
-                    changed = True
-                    break
-            if changed:
-                break
-    return host.op("loop.contract", [host.buffer(p) for p in places],
-                   {"out": text[0], "lhs": text[1], "rhs": text[2], "accumulate": False}, (), loc)
-
-
-def _joinable(places, text, u: str, v: str) -> bool:
-    for s, t in zip(places, text):
-        if (u in t) != (v in t):
-            return False
-        if u in t:
-            p = t.index(u)
-            if t[p + 1:p + 2] != v or s.strides[p] != s.strides[p + 1] * s.shape[p + 1]:
-                return False
-    return True
-
-
-def _join(places, text, u: str, v: str) -> None:
-    for i, (s, t) in enumerate(zip(places, text)):
-        if u in t:
-            p = t.index(u)
-            places[i] = Storage(s.buffer, s.offset, s.shape[:p] + (s.shape[p] * s.shape[p + 1],) + s.shape[p + 2:], s.strides[:p] + s.strides[p + 1:])
-            text[i] = t[:p + 1] + t[p + 2:]
 
 
 # ---- packed codes -------------------------------------------------------------------------------------------------------

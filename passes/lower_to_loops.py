@@ -25,6 +25,7 @@ from .lower_buffers import MOVES, Host, Place, Splat, Storage, moved, reshape_st
 from .lower_elemental import BufferLeaf, Leaf, NumberLeaf, ScalarLeaf, can_pull
 from .lower_inplace import in_place, retarget
 from .lower_kernels import Group, build
+from .lower_products import product_kernel, root_product
 from .util import callees_first
 
 
@@ -300,12 +301,13 @@ class Body:
         for y in inner:
             same = [res for res, z in zip(op.results, region.terminator.operands) if z is y]
             self.wanted[y] = [w for s in same for w in self.wanted.get(s, [])]
-        self.group(region.ops[:-1], outputs, pos, lambda v: self.leaf(outer[v]), op.loc, op)
+        self.group(region.ops[:-1], outputs, pos, lambda v: self.leaf(outer[v]), op.loc, op, outer)
         for r, y in zip(op.results, region.terminator.operands):
             self.env[r] = self.env[outer.get(y, y)]
 
-    def group(self, ops: list[Op], outputs: list[Value], pos: int, leaf: Callable[[Value], Leaf], loc: Loc | None, fused: Op | None = None) -> None:
-        """Lower a group; donated memory is written in place when the finished kernels turn out to allow it."""
+    def group(self, ops: list[Op], outputs: list[Value], pos: int, leaf: Callable[[Value], Leaf], loc: Loc | None, fused: Op | None = None,
+              outer: dict[Value, Value] | None = None) -> None:
+        """Lower a group (`outer`: what its region's arguments stand for); donated memory is written in place when the finished kernels turn out to allow it."""
         places: dict[Value, list[Storage]] = {}
         risky: list[tuple[Value, int, Storage]] = []
         for v in outputs:
@@ -323,7 +325,11 @@ class Body:
                 out.append(self.temporary(v.type, loc))
         a = fused.attrs if fused is not None else {}
         g = Group(ops, [(v, places[v]) for v in outputs], leaf, loc, tuple(a["domain"]) if "domain" in a else None, a.get("rows"), a.get("split", 0))
-        kernels = build(g, self.host, self.temporary)
+        dot = root_product(ops)
+        if dot is not None:
+            kernels = [self.product(g, dot, outer or {})]
+        else:
+            kernels = build(g, self.host, self.temporary)
         for v, r, place in risky:
             if not all(in_place(k, place.buffer, self.host) for k in kernels):
                 self.placed[r] = False
@@ -331,6 +337,13 @@ class Body:
                 places[v][places[v].index(place)] = spare
         for v in outputs:
             self.env[v] = places[v][0]
+
+    def product(self, g: Group, dot: Op, outer: dict[Value, Value]) -> Op:
+        """The kernel of a group of kind "product"."""
+        inputs = dict.fromkeys(outer.get(v, v) for op in g.ops for v in op.operands if v not in g.producers)
+        operands = [self.in_memory(outer.get(v, v), dot.loc) for v in dot.operands]
+        read = {place.buffer for v in inputs if isinstance(place := self.env[v], Storage)}
+        return product_kernel(self.host, dot, operands, g, read, self.temporary)
 
     # ---- the end ----
     def finish(self) -> None:

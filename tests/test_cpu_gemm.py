@@ -35,7 +35,7 @@ class Gemm:
         def put(**values):
             for name, v in values.items():
                 args[gemm.ARG_INDEX[name]] = v
-        put(batch0=c.shape[0], batch1=c.shape[1], m=c.shape[2], n=c.shape[3], k=a.shape[3], accumulate=accumulate)
+        put(epilogue=0, discard=0, batch0=c.shape[0], batch1=c.shape[1], m=c.shape[2], n=c.shape[3], k=a.shape[3], accumulate=accumulate)
         for x, array in (("a", a), ("b", b), ("c", c)):
             s = [v // array.itemsize for v in array.strides]
             put(**{x: array.ctypes.data, f"{x}_b0": s[0], f"{x}_b1": s[1], f"{x}_rs": s[2], f"{x}_cs": s[3]})

@@ -6,13 +6,14 @@ and k are described by tables of offsets; letters of m and n that do not step ev
 """
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from ...compiler.ir.builder import Builder
 from ...compiler.ir.core import Block, Op, Value
 from ...compiler.ir.types import ScalarType, f32, i64
+from ..epilogue import inline_epilogue
 from .gemm_base import ARG_INDEX, ARGS, MEMORY_TYPE, dtypes_of, kind_of, symbol
 from .scalars import mem_elem
 from .target import CpuTarget
@@ -29,6 +30,11 @@ class Dim:
     a: int
     b: int
     c: int
+    letters: tuple[tuple[str, int], ...] = ()      # and sizes, outermost first
+
+    def swapped(self) -> Dim:
+        """With lhs and rhs exchanged."""
+        return replace(self, a=self.b, b=self.a)
 
 
 @dataclass
@@ -57,7 +63,7 @@ def _letters(op: Op) -> dict[str, Dim]:
         names = op.attrs[{"a": "lhs", "b": "rhs", "c": "out"}[key]]
         for name, size, stride in zip(names, v.type.shape, v.type.element_strides):
             strides.setdefault(name, {"size": size})[key] = stride
-    return {x: Dim(s["size"], s.get("a", 0), s.get("b", 0), s.get("c", 0)) for x, s in strides.items()}
+    return {x: Dim(s["size"], s.get("a", 0), s.get("b", 0), s.get("c", 0), ((x, s["size"]),)) for x, s in strides.items()}
 
 
 def _merge(dims: list[Dim]) -> list[Dim]:
@@ -67,7 +73,7 @@ def _merge(dims: list[Dim]) -> list[Dim]:
     for d in dims:
         p = out[-1] if out else None
         if p and all(x == y * d.size for x, y in ((p.a, d.a), (p.b, d.b), (p.c, d.c))):
-            out[-1] = Dim(p.size * d.size, d.a, d.b, d.c)
+            out[-1] = Dim(p.size * d.size, d.a, d.b, d.c, p.letters + d.letters)
         else:
             out.append(d)
     return out
@@ -109,13 +115,13 @@ def plan(op: Op, target: CpuTarget) -> GemmPlan | None:
         # n runs along C; a column is computed as a row
         swapped = n.c != 1 or (n.size == 1 and m.c == 1)
         if swapped:
-            m, n, k, *batch = (Dim(d.size, d.b, d.a, d.c) for d in (n, m, k, *batch))
+            m, n, k, *batch = (d.swapped() for d in (n, m, k, *batch))
         return GemmPlan(_kind(dtype, sides, swapped), m, n, k, batch, swapped)
     # out's unit stride has to be n's; rows and columns of out have to step evenly
     swapped = not any(d.c == 1 for d in ns) and any(d.c == 1 for d in ms)
     if swapped:
-        ms, ns = ([Dim(d.size, d.b, d.a, d.c) for d in g] for g in (ns, ms))
-        ks, batch = ([Dim(d.size, d.b, d.a, d.c) for d in g] for g in (ks, batch))
+        ms, ns = ([d.swapped() for d in g] for g in (ns, ms))
+        ks, batch = ([d.swapped() for d in g] for g in (ks, batch))
     m_dims, ms = _even(ms)
     n_dims, ns = _even(ns)
     if n_dims and n_dims[-1].c != 1:
@@ -152,7 +158,7 @@ def _flat(dims: list[Dim]) -> Dim:
     for d in dims:
         size *= d.size
     last = dims[-1] if dims else Dim(1, 1, 1, 1)
-    return Dim(size, last.a, last.b, last.c)
+    return Dim(size, last.a, last.b, last.c, sum((d.letters for d in dims), ()))
 
 
 def _offsets(dims: list[Dim], operand: str) -> np.ndarray | None:
@@ -161,6 +167,11 @@ def _offsets(dims: list[Dim], operand: str) -> np.ndarray | None:
     for d in dims:
         out = (out[:, None] + np.arange(d.size) * getattr(d, operand)).reshape(-1)
     return out.astype(np.int32) if abs(out).max() < 1 << 31 else None
+
+
+def fits_epilogue(p: GemmPlan) -> bool:
+    """Whether the columns of C are one index of the result, along which an epilogue can be vectorised."""
+    return len(p.n.letters) <= 1
 
 
 def emit_gemm(host, op: Op, p: GemmPlan, tid: str, threads: str) -> None:
@@ -191,6 +202,14 @@ def emit_gemm(host, op: Op, p: GemmPlan, tid: str, threads: str) -> None:
         for name, stride in (("a_rs", p.m.a), ("a_cs", p.k.a), ("b_rs", p.k.b), ("b_cs", p.n.b)):
             put(name, stride)
     put("tables", int(bool(p.tables)))
+    outer = []                                     # the env's slots for indices of batch dims looped over here
+    if op.regions:
+        name, slots, outer = host.epilogue(op, p, len(p.batch[2:]))
+        put("epilogue", f.op(f"ptrtoint ptr {name} to i64"))
+        put("env", f.op(f"ptrtoint ptr {slots} to i64"))
+    else:
+        put("epilogue", 0)
+    put("discard", int(bool(op.regions) and not op.regions[0].terminator.operands))
     put("accumulate", int(bool(op.attrs.get("accumulate"))))
     put("c_rs", p.m.c if p.m.size > 1 else 1)
     put("c_cs", p.n.c if p.n.size > 1 else 1)
@@ -198,6 +217,8 @@ def emit_gemm(host, op: Op, p: GemmPlan, tid: str, threads: str) -> None:
     def nest(dims: list[Dim], offsets: dict[str, str]) -> None:
         if dims:
             with f.loop("0", str(dims[0].size)) as i:
+                if outer:
+                    f.store("i64", i.index, outer[len(p.batch) - 2 - len(dims)], 8)
                 nest(dims[1:], {x: f.iadd(offsets[x], f.imul(i.index, str(getattr(dims[0], x)))) for x in "abc"})
             return
         for x in "abc":
@@ -247,7 +268,7 @@ def loop_kernel(op: Op) -> Op:
     if op.attrs.get("accumulate"):
         old = b.op("loop.load", [out, *_indexed(names, env)]).result
         total = b.add(b.cast(old, acc), total)
-    b.op("loop.store", [b.cast(total, dt), out, *_indexed(names, env)])
+    inline_epilogue(b, op, b.cast(total, dt), _indexed(names, env))
     b.op("scf.yield", [])
     extents = [dims[x].size for x in names] or [1]
     return Op("loop.parallel", [], {"extents": extents}, (), [body], op.loc)

@@ -13,10 +13,12 @@ import numpy as np
 
 from ...compiler.ir.core import Block, Func, Module, Op, Value
 from ...compiler.ir.types import BufferType, i64
+from ..epilogue import split_epilogue
 from . import contract, packed
 from .direct import plan as plan_direct
 from .direct_code import emit_direct
 from .emit_kernel import NAME, Body, Errors, emit_kernel, param_type
+from .epilogue import EPILOGUE_TYPES, EpilogueCode, emit_epilogue
 from .gemm_base import symbol
 from .irtext import Fn
 from .irtext import Module as Text
@@ -28,6 +30,7 @@ from .values import Buf, Val, num
 
 POLL_TURNS = 256             # turns of a host-level loop between looks for Ctrl-C; shorter loops do not look (a power of 2)
 PART_CHARS = 30_000          # of LLVM text in one module: some 40 ms of compiling, side by side with the others
+KERNEL_TYPES = ["ptr", "i64", "i64"]            # the run-time and a range of units, before what the kernel takes
 SINGLE_CYCLES = 5000.0       # a kernel below this runs on thread 0: a barrier costs about a fifth of it
 
 
@@ -105,7 +108,7 @@ class Emitter:
         """(function name, its code)."""
         part = self.kernel_module()
         code = emit_kernel(part, op, self.errors, self.team)
-        return self.shared(code.text, [param_type(v) for v in code.captured]), code
+        return self.shared(code.text, [*KERNEL_TYPES, *(param_type(v) for v in code.captured)]), code
 
     def kernel_module(self) -> Text:
         """The module that the next kernel goes to."""
@@ -113,13 +116,18 @@ class Emitter:
         return self.part
 
     def shared(self, text: str, types: list[str]) -> str:
-        """The name of a kernel's function, which takes the run-time, its units and arguments of these types; equal ones are one."""
+        """The name of a kernel's function, which takes arguments of these types; equal ones are one."""
         name = self.kernels.get(text)
         if name is None:
             name = self.kernels[text] = f"@k{len(self.kernels)}"
             self.part.functions.append(text.replace(NAME, name))
-        self.text.declare(f"declare void {name}(ptr, i64, i64{''.join(f', {t}' for t in types)})")
+        self.text.declare(f"declare void {name}({', '.join(types)})")
         return name
+
+    def epilogue(self, op: Op, plan) -> tuple[str, EpilogueCode]:
+        """(function name, its code) for a contraction's region."""
+        code = emit_epilogue(self.kernel_module(), op, plan, self.errors)
+        return self.shared(code.text, EPILOGUE_TYPES), code
 
     def add_module(self, name: str, make: Callable[[], Text]) -> None:
         """A module of its own for a function that is written for one shape, unless it is there already."""
@@ -240,11 +248,11 @@ class _Host(Body):
 
     def _pack(self, op: Op) -> None:
         p = packed.Pack(self.target, op)
-        self.launch(op, self.e.shared(p.text(self.e.kernel_module()), ["ptr"] * 2), p.units, p.cost, op.operands)
+        self.launch(op, self.e.shared(p.text(self.e.kernel_module()), [*KERNEL_TYPES, "ptr", "ptr"]), p.units, p.cost, op.operands)
 
     def _contract_packed(self, op: Op) -> None:
         p = packed.Contract(self.target, op)
-        self.launch(op, self.e.shared(p.text(self.e.kernel_module()), ["ptr"] * 3), p.units, packed.contract_cost(op, self.target), op.operands)
+        self.launch(op, self.e.shared(p.text(self.e.kernel_module()), [*KERNEL_TYPES, "ptr", "ptr", "ptr"]), p.units, packed.contract_cost(op, self.target), op.operands)
 
     def argument(self, v: Value) -> str:
         if isinstance(v.type, BufferType):
@@ -266,18 +274,38 @@ class _Host(Body):
         plan, emit = plan_direct(op, self.target, self.e.team), emit_direct
         if plan is None:
             plan, emit = contract.plan(op, self.target), contract.emit_gemm
+            apart = plan is not None and not contract.fits_epilogue(plan)
+        else:
+            apart = True
+        if op.regions and apart:
+            plain, after = split_epilogue(op)
+            self._contract(plain)
+            self._parallel(after)
+            return
         if plan is None:
             self._parallel(contract.loop_kernel(op))
             return
         self.e.gemms.add(plan.kind)                         # whose packing memory both use
         self.f.module.declare(f"declare void @{symbol(plan.kind)}(i64, i64, ptr, ptr)")
-        single = plan.cycles(self.target) < SINGLE_CYCLES
+        cycles = plan.cycles(self.target) + (self.e.epilogue(op, plan)[1].cost if op.regions else 0.0)
+        single = cycles < SINGLE_CYCLES
         self.step(self.of_kernel(op, single), single)
         if single:
             with self.f.when(self.f.icmp("eq", "%tid", "0")):
                 emit(self, op, plan, "0", "1")
         else:
             emit(self, op, plan, "%tid", "%n")
+
+    def epilogue(self, op: Op, plan, outer: int) -> tuple[str, str, list[str]]:
+        """The function for a contraction's region, its filled env, and the env's slots of `outer` loop indices to be set."""
+        f = self.f
+        name, code = self.e.epilogue(op, plan)
+        n = 1 + len(code.captured)
+        env = f.alloca(f"[{n + outer} x i64]")
+        f.store("ptr", "%rt", env, 8)
+        for i, v in enumerate(code.captured):
+            f.store(param_type(v), self.argument(v), f.gep("i64", env, str(i + 1)), 8)
+        return name, env, [f.gep("i64", env, str(n + i)) for i in range(outer)]
 
     def _call(self, op: Op) -> None:
         summary = self.e.summaries[op.attrs["callee"]]

@@ -12,6 +12,8 @@ compiled function serves every contraction of a dtype (and is compiled once per 
 * Bits: every element is one chain of fused multiply-adds in ascending k from 0 (or from C): blocks load C back into the
   accumulators. So neither blocking nor the number of threads changes a bit. The one exception is a matrix-vector product
   with both sides contiguous in k, which adds in vector lanes (a fixed order that depends on K alone).
+* Epilogue: a function (`epilogue`, with its `env`) that is called for every panel of rows of C when its last block of k is
+  done and it is still in the cache; with `discard` the sums are needed by it alone and stay with the thread where they can.
 * Threads: each works on its own rectangle of C (or its own matrices of the batch) and packs for itself: no barrier inside.
 
 Arguments come as an array of 64-bit words (`ARGS`), so that a caller stores constants and passes one pointer.
@@ -22,7 +24,7 @@ import functools
 import threading
 
 from .compile import Library, compile_many
-from .gemm_base import ARG_INDEX, ARGS, Tiling, scratch_bytes, symbol, tiling
+from .gemm_base import ARG_INDEX, ARGS, Tiling, panel_at, panel_stride, scratch_bytes, symbol, tiling
 from .gemm_pack import Pack
 from .gemm_tile import Tiles
 from .irtext import Fn
@@ -41,7 +43,8 @@ class _Gen(Pack, Tiles):
         t, e = self.t, self.e
         kind = "ptr" if tables else "i64"
         f = Fn(self.m, f"internal void @single{'_tables' if tables else ''}(ptr %scratch, i64 %m, i64 %n, i64 %k, ptr %a, "
-                       f"{kind} %ars, {kind} %acs, ptr %b, {kind} %brs, {kind} %bcs, ptr %c, i64 %ldc, i1 %overwrite)", "#2")
+                       f"{kind} %ars, {kind} %acs, ptr %b, {kind} %brs, {kind} %bcs, ptr %c, i64 %ldc, i1 %overwrite, ptr %epi, ptr %env, i64 %b0, i64 %b1, i64 %row0, "
+                       "i64 %col0, i1 %discard)", "#2")
         packed_a = "%scratch"
         slack = 64 * t.lanes
         packed_b = f.gep(e, "%scratch", str((t.mc + t.mr) * t.kc + slack))
@@ -49,6 +52,10 @@ class _Gen(Pack, Tiles):
         blocks = f.udiv(f.iadd("%k", str(t.kc - 1)), str(t.kc))
         blocks = f.op(f"call i64 {f.module.intrinsic('i64', 'llvm.smax.i64', 'i64', 'i64')}(i64 {blocks}, i64 1)")
         kc = f.udiv(f.iadd("%k", f.isub(blocks, "1")), blocks)        # even blocks: no short last one
+        has_epilogue = f.op("icmp ne ptr %epi, null")
+        # sums that only the epilogue needs stay with the thread, unless later blocks of k add to them
+        own = f.both("%discard", f.icmp("eq", blocks, "1"))
+        own_panel = f.gep(e, "%scratch", str(panel_at(t)))
         # B that few rows use and that already lies contiguous is read where it is
         few = f.icmp("sle", "%m", str(5 * t.mr))
         direct, unit_b = "false", "false"
@@ -68,6 +75,7 @@ class _Gen(Pack, Tiles):
             with f.loop("0", f.op("call i64 @llvm.smax.i64(i64 %k, i64 1)"), step) as pc:
                 k_here = f.imin(kc, f.isub("%k", pc.index))
                 first = f.both("%overwrite", f.icmp("eq", pc.index, "0"))
+                last = f.both(has_epilogue, f.icmp("sge", f.iadd(pc.index, step), "%k"))
                 b_block = "%b" if tables else f.gep(self.eb, "%b", f.iadd(f.imul(pc.index, "%brs"), f.imul(jc.index, "%bcs")))
                 # whole panels that lie row by row are packed by the first tiles that use them
                 late = f.both(f.op(f"xor i1 {few}, true"), unit_b)
@@ -106,21 +114,30 @@ class _Gen(Pack, Tiles):
                     with f.loop("0", panels) as p:
                         row, height, valid = panel(p.index)
                         a_panel = f.gep(e, packed_a, f.imul(row, k_here))
-                        c_panel = f.gep(e, c_block, f.imul(row, "%ldc"))
+                        c_panel = f.op(f"select i1 {own}, ptr {own_panel}, ptr {f.gep(e, c_block, f.imul(row, '%ldc'))}")
+                        ldc = f.op(f"select i1 {own}, i64 {panel_stride(t)}, i64 %ldc")
                         with f.loop("0", n_here, str(t.nr)) as j:
                             cols = f.imin(str(t.nr), f.isub(n_here, j.index))
                             packed = f.gep(e, packed_b, f.imul(j.index, k_here))
                             c_tile = f.gep(e, c_panel, j.index)
                             rows = f.imin(valid, height)
                             if tables:
-                                self.any_tile(f, temporary, k_here, a_panel, packed, str(t.nr), c_tile, "%ldc", cols, rows,
+                                self.any_tile(f, temporary, k_here, a_panel, packed, str(t.nr), c_tile, ldc, cols, rows,
                                               first, height)
                             else:
                                 self.first_or_any_tile(f, temporary, b_block, direct, unpacked, j.index, f.iadd(ic.index, p.index),
-                                                       packed, k_here, a_panel, c_tile, cols, rows, first, height)
+                                                       packed, k_here, a_panel, c_tile, ldc, cols, rows, first, height)
+                        with f.when(last):
+                            top, left = f.iadd("%row0", f.iadd(ic.index, row)), f.iadd("%col0", jc.index)
+                            self.call_epilogue(f, "%epi", "%env", c_panel, ldc, "%b0", "%b1", top,
+                                               f.iadd(top, f.imin(valid, height)), left, f.iadd(left, n_here))
         f.finish()
 
-    def first_or_any_tile(self, f, temporary, b_block, direct, unpacked, j, row, packed, k, a_panel, c_tile, cols, rows, first,
+    def call_epilogue(self, f: Fn, function: str, env: str, panel: str, ldc: str, *box: str) -> None:
+        """What is to be done to a finished panel of C: rows and columns of a matrix of the batch (b0, b1, r0, r1, c0, c1)."""
+        f.do(f"call void {function}(ptr {env}, ptr {panel}, i64 {ldc}, {', '.join(f'i64 {x}' for x in box)})")
+
+    def first_or_any_tile(self, f, temporary, b_block, direct, unpacked, j, row, packed, k, a_panel, c_tile, ldc, cols, rows, first,
                           height) -> None:
         """A tile of the plain kind: the first row of tiles finds B unpacked and packs it."""
         t = self.t
@@ -128,13 +145,13 @@ class _Gen(Pack, Tiles):
         packs, plain, done = f.new_label("packs"), f.new_label("plain"), f.new_label("tile.done")
         f.branch(f.both(f.icmp("eq", row, "0"), f.icmp("slt", j, unpacked)), packs, plain)
         f.label(packs)
-        self.packing_tile(f, height, f"i64 {k}, ptr {a_panel}, ptr {here}, i64 %brs, ptr {c_tile}, i64 %ldc, i64 {cols}, "
+        self.packing_tile(f, height, f"i64 {k}, ptr {a_panel}, ptr {here}, i64 %brs, ptr {c_tile}, i64 {ldc}, i64 {cols}, "
                           f"i64 {rows}, i1 {first}, ptr {packed}")
         f.jump(done)
         f.label(plain)
         b_panel = f.op(f"select i1 {direct}, ptr {here}, ptr {packed}")
         ldb = f.op(f"select i1 {direct}, i64 %brs, i64 {t.nr}")
-        self.any_tile(f, temporary, k, a_panel, b_panel, ldb, c_tile, "%ldc", cols, rows, first, height)
+        self.any_tile(f, temporary, k, a_panel, b_panel, ldb, c_tile, ldc, cols, rows, first, height)
         f.jump(done)
         f.label(done)
 
@@ -264,6 +281,8 @@ class _Gen(Pack, Tiles):
         is_stream = f.both(few, f.icmp("eq", g["b_cs"], "1"))
         k_unit = f.both(f.icmp("eq", g["a_cs"], "1"), f.icmp("eq", g["b_rs"], "1"))
         is_dots = f.both(single, k_unit)
+        epi, env = (f.op(f"inttoptr i64 {raw[x]} to ptr") for x in ("epilogue", "env"))
+        discard = f.icmp("ne", raw["discard"], "0")
         with f.loop(b_lo, b_hi) as b:
             i0, i1 = f.udiv(b.index, g["batch1"]), f.urem(b.index, g["batch1"])
 
@@ -271,7 +290,7 @@ class _Gen(Pack, Tiles):
                 off = f.iadd(f.imul(i0, g[f"{x}_b0"]), f.imul(i1, g[f"{x}_b1"]))
                 return f.gep({"a": self.ea, "b": self.eb, "c": e}[x], f.op(f"inttoptr i64 {g[x]} to ptr"), off)
             pa, pb, pc = base("a"), base("b"), base("c")
-            labels = {x: f.new_label(x) for x in ("stream1", "stream2", "trydots", "dots", "tiles", "tables", "plain", "done")}
+            labels = {x: f.new_label(x) for x in ("stream1", "stream2", "trydots", "dots", "tiles", "tables", "plain", "rows", "done")}
             pick = f.new_label("pick")
             f.branch(tables, labels["tables"], labels["plain"])
             f.label(labels["tables"])
@@ -279,7 +298,8 @@ class _Gen(Pack, Tiles):
             c_here = f.gep(e, pc, f.iadd(f.imul(m0, raw["c_rs"]), n0))
             f.do(f"call void @single_tables(ptr %scratch, i64 {f.isub(m1, m0)}, i64 {f.isub(n1, n0)}, i64 {raw['k']}, ptr {pa}, "
                  f"ptr {f.gep('i32', at[0], m0)}, ptr {at[1]}, ptr {pb}, ptr {at[2]}, ptr {f.gep('i32', at[3], n0)}, "
-                 f"ptr {c_here}, i64 {raw['c_rs']}, i1 {overwrite})")
+                 f"ptr {c_here}, i64 {raw['c_rs']}, i1 {overwrite}, ptr {epi}, ptr {env}, i64 {i0}, i64 {i1}, i64 {m0}, i64 {n0}, "
+                 f"i1 {discard})")
             f.jump(labels["done"])
             f.label(labels["plain"])
             f.branch(is_stream, pick, labels["trydots"])
@@ -289,12 +309,16 @@ class _Gen(Pack, Tiles):
                 f.label(labels[f"stream{m}"])
                 f.do(f"call void @stream{m}(i64 {v0}, i64 {v1}, i64 {g['k']}, ptr {pa}, i64 {g['a_rs']}, "
                      f"i64 {g['a_cs']}, ptr {pb}, i64 {g['b_rs']}, ptr {pc}, i64 {g['c_rs']}, i1 {overwrite})")
-                f.jump(labels["done"])
+                f.jump(labels["rows"])
             f.label(labels["trydots"])
             f.branch(is_dots, labels["dots"], labels["tiles"])
             f.label(labels["dots"])
             f.do(f"call void @dots(i64 {v0}, i64 {v1}, i64 {g['k']}, ptr {pa}, ptr {pb}, i64 {g['b_cs']}, ptr {pc}, "
                  f"i1 {overwrite})")
+            f.jump(labels["rows"])
+            f.label(labels["rows"])
+            with f.when(f.both(f.op(f"icmp ne ptr {epi}, null"), f.icmp("slt", v0, v1))):
+                self.call_epilogue(f, epi, env, f.gep(e, pc, v0), g["c_rs"], i0, i1, "0", g["m"], v0, v1)
             f.jump(labels["done"])
             f.label(labels["tiles"])
             a_at = f.gep(self.ea, pa, f.imul(m0, g["a_rs"]))
@@ -302,7 +326,8 @@ class _Gen(Pack, Tiles):
             c_at = f.gep(e, pc, f.iadd(f.imul(m0, g["c_rs"]), n0))
             f.do(f"call void @single(ptr %scratch, i64 {f.isub(m1, m0)}, i64 {f.isub(n1, n0)}, i64 {g['k']}, "
                  f"ptr {a_at}, i64 {g['a_rs']}, i64 {g['a_cs']}, ptr {b_at}, i64 {g['b_rs']}, i64 {g['b_cs']}, "
-                 f"ptr {c_at}, i64 {g['c_rs']}, i1 {overwrite})")
+                 f"ptr {c_at}, i64 {g['c_rs']}, i1 {overwrite}, ptr {epi}, ptr {env}, i64 {i0}, i64 {i1}, i64 {m0}, i64 {n0}, "
+                 f"i1 {discard})")
             f.jump(labels["done"])
             f.label(labels["done"])
         f.finish()

@@ -11,7 +11,8 @@ from .target import CpuTarget
 ARGS = ("batch0", "batch1", "m", "n", "k",
         "a", "a_b0", "a_b1", "a_rs", "a_cs",
         "b", "b_b0", "b_b1", "b_rs", "b_cs",
-        "c", "c_b0", "c_b1", "c_rs", "c_cs", "accumulate", "tables")
+        "c", "c_b0", "c_b1", "c_rs", "c_cs", "accumulate", "tables",
+        "epilogue", "env", "discard")
 ARG_INDEX = {name: i for i, name in enumerate(ARGS)}
 
 PREFETCH = 16      # rows of B ahead of the one being packed
@@ -68,8 +69,17 @@ def tiling(target: CpuTarget, kind: str) -> Tiling:
 def scratch_bytes(target: CpuTarget, kind: str) -> int:
     """Packing memory one thread needs (64-byte aligned)."""
     t, size = tiling(target, kind), SIZE[dtypes_of(kind)[0]]
-    slack = 64 * t.lanes * size + t.mr * t.nr * size
-    return (t.mc + t.nc + t.mr + t.nr) * t.kc * size + 4 * slack
+    return (panel_at(t) + t.mr * panel_stride(t) + 64 * t.lanes) * size
+
+
+def panel_at(t: Tiling) -> int:
+    """Where in the packing memory (elements) a panel of C is kept that nobody needs but its epilogue."""
+    return -(-((t.mc + t.nc + t.mr + t.nr) * t.kc + 3 * (64 * t.lanes + t.mr * t.nr)) // 64) * 64
+
+
+def panel_stride(t: Tiling) -> int:
+    """From row to row of it: no power of two."""
+    return t.nc + t.lanes
 
 
 def symbol(kind: str) -> str:

@@ -78,9 +78,9 @@ WHOLE = ("loop.contract", "loop.contract_packed", "loop.copy", "loop.pack")     
 
 def touched(op: Op) -> list[tuple[Value, bool]]:
     """(buffer, written) for every buffer from outside that a kernel (loop.parallel or one of WHOLE) accesses."""
-    if op.name in WHOLE:
-        return [(v, i == 0) for i, v in enumerate(op.operands)]
     found: dict[tuple[Value, bool], None] = {}
+    if op.name in WHOLE:
+        found = dict.fromkeys((v, i == 0) for i, v in enumerate(op.operands))
     base: dict[Value, Value] = {}
 
     def visit(block: Block) -> None:

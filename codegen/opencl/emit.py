@@ -13,6 +13,7 @@ import numpy as np
 from ...compiler.diagnostics import BackendUnavailable
 from ...compiler.ir.core import Block, Func, Module, Op, Value
 from ...compiler.ir.types import BufferType, DType
+from ..epilogue import split_epilogue
 from . import ctext, host, packed
 from .contract import contract_kernel
 from .cooperative import GroupEmitter, group_width
@@ -141,7 +142,7 @@ class _FuncEmitter:
         """Ops at host level: not those inside kernels."""
         for op in block.ops:
             yield op
-            if op.name not in ("loop.parallel",):
+            if op.name not in ("loop.parallel", "loop.contract"):
                 for r in op.regions:
                     yield from self.host_ops(r)
 
@@ -152,7 +153,7 @@ class _FuncEmitter:
                 continue
             step = self.op(op)
             if step is not None:
-                steps.append(step)
+                steps.extend(step if isinstance(step, list) else [step])
         return steps
 
     # ---- ops ----
@@ -197,6 +198,9 @@ class _FuncEmitter:
         return self.launch(kernel, self.hint(op)) if kernel.params else None       # one that touches no memory does nothing
 
     def op_contract(self, op: Op):
+        if op.regions:                                 # a kernel of its own: the sums are read back from memory
+            plain, after = split_epilogue(op)
+            return [s for s in (self.op_contract(plain), self.op_parallel(after)) if s is not None]
         kernel = contract_kernel(op, self.m.helpers, self.m.caps)
         return None if kernel is None else self.launch(kernel, f"contract_{op.attrs['out']}_{op.attrs['lhs']}_{op.attrs['rhs']}")
 

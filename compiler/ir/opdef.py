@@ -47,6 +47,7 @@ class OpDef:
     ulp: float = 0.0            # stated bound for an elementwise op on f32
     terminator: bool = False
     n_regions: int = 0
+    optional_region: bool = False   # may have one more
     decompose: Callable | None = None   # decompose(b, op) -> results, in base ops; for nn.* and the derived random.*
     samples: tuple[Sample, ...] = ()
 

@@ -172,6 +172,11 @@ def _contract(types, attrs, regions):
         for n, s in zip(names, t.shape):
             need(sizes.setdefault(n, s) == s, f"index {n} has sizes {sizes[n]} and {s}", i)
     need(set(attrs["out"]) <= set(attrs["lhs"]) | set(attrs["rhs"]), "an index of the result is in no operand")
+    if regions:
+        args, yields = [a.type for a in regions[0].args], [v.type for v in regions[0].ops[-1].operands]
+        element = ScalarType(types[0].dtype)
+        need(args == [element, *[I64] * len(attrs["out"])], f"the region takes the sum ({element}) and an i64 for each index of the result")
+        need(yields in ([], [element]), f"the region yields what is stored ({element}) or nothing")
     for i in (1, 2):
         need(widens(types[i].dtype, accumulator(types[0].dtype)), f"{types[i].dtype} does not fit the sums of a result of {types[0].dtype}", i)
     return []
@@ -179,8 +184,10 @@ def _contract(types, attrs, regions):
 
 _loop("contract", "out[..] = (or += when accumulate) sum over the letters missing from `out` of lhs[..] * rhs[..], an einsum of two operands; adds in "
       "ascending order of the summed indices, fused multiply-add allowed. bf16/f16 accumulate in f32. Operands may be narrower than the result: they are "
-      "widened first (i8 * i8 to i32, bf16 * bf16 to f32). out overlaps no operand.", "out lhs rhs", _contract,
-      attrs={"out": "index letters", "lhs": "index letters", "rhs": "index letters", "accumulate": "bool"}, pure=False,
+      "widened first (i8 * i8 to i32, bf16 * bf16 to f32). out overlaps no operand. An optional region is run for every element of the result, as the body "
+      "of a loop.parallel would be after the contraction: it takes the sum and the element's indices, may load and store other buffers, and yields what is "
+      "stored in out (then out is neither loaded nor stored in it otherwise) or nothing: then out was needed for the sums alone, and what it holds afterwards is undefined.", "out lhs rhs", _contract,
+      attrs={"out": "index letters", "lhs": "index letters", "rhs": "index letters", "accumulate": "bool"}, pure=False, optional_region=True,
       example='loop.contract(%c, %a, %b) {out = "mn", lhs = "mk", rhs = "kn", accumulate = false}')
 
 

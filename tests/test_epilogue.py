@@ -1,0 +1,183 @@
+"""Elementwise ops on a product's result are done in the product's kernel: results on every backend, bits, structure, errors."""
+import numpy as np
+import pytest
+
+pytest.importorskip("llvmlite")
+
+from engram.compiler import driver
+from engram.compiler.ir.core import Module
+from engram.compiler.ir.parser import parse_module
+from engram.compiler.ir.printer import print_module
+from engram.compiler.ir.types import DTYPES, TensorType, f32
+from engram.compiler.ir.verifier import VerificationError, verify
+from engram.frontend import elaborate_function
+from engram.interp.interpreter import Interpreter
+from engram.session import load_program
+
+SOURCE = """
+fn linear(x: f32[B, i], w: f32[i, o], b: f32[o]) -> f32[B, o] { relu(x @ w + b) }
+fn residual(x: f32[B, i], w: f32[i, o], b: f32[o], r: f32[B, o]) -> f32[B, o] { r + gelu(x @ w + b) }
+fn both(x: f32[B, i], w: f32[i, o], b: f32[o]) -> (f32[B, o], f32[B, o]) { let u = x @ w; (u, tanh(u + b)) }
+fn batched(x: f32[A, H, B, i], w: f32[A, H, i, o], s: f32[H, B]) -> f32[A, H, B, o] { (x @ w) * reshape(s, [1, H, B, 1]) }
+fn three(x: f32[A, B, C, D, i], w: f32[A, B, C, i, o], s: f32[B, D]) -> f32[A, B, C, D, o] { (x @ w) * reshape(s, [1, B, 1, D, 1]) }
+fn row(x: f32[i], w: f32[i, o], b: f32[o]) -> f32[o] { tanh(x @ w + b) }
+fn column(x: f32[B, i], w: f32[i], b: f32[B]) -> f32[B] { tanh(x @ w + b) }
+fn transposed(x: f32[i, B], w: f32[o, i], b: f32[o], m: f32[B, o]) -> f32[B, o] { where(m > 0, x.T @ w.T + b, 0.0) }
+fn update(x: f32[B, i], d: f32[B, o], w: f32[i, o]) -> f32[i, o] { w - 0.1 * (x.T @ d) }
+fn scaled(x: i8[B, i], w: i8[i, o], s: f32[o]) -> f32[B, o] { f32(i32(x) @ i32(w)) * s }
+fn sixteen(x: bf16[B, i], w: bf16[i, o], b: bf16[o]) -> bf16[B, o] { relu(x @ w + b) }
+"""
+CASES = [("linear", [(9, 40), (40, 33), (33,)]), ("linear", [(3, 700), (700, 35), (35,)]), ("residual", [(17, 30), (30, 45), (45,), (17, 45)]),
+         ("both", [(20, 64), (64, 32), (32,)]), ("batched", [(2, 3, 10, 20), (2, 3, 20, 17), (3, 10)]),
+         ("three", [(2, 3, 2, 5, 20), (2, 3, 2, 20, 18), (3, 5)]), ("row", [(100,), (100, 70), (70,)]), ("column", [(70, 100), (100,), (70,)]),
+         ("transposed", [(40, 21), (33, 40), (33,), (21, 33)]), ("update", [(30, 17), (30, 40), (17, 40)]), ("update", [(700, 5), (700, 40), (5, 40)])]
+WANT = {"linear": lambda x, w, b: np.maximum(x @ w + b, 0), "three": lambda x, w, s: x @ w * s[None, :, None, :, None],
+        "update": lambda x, d, w: w - 0.1 * (x.T @ d), "row": lambda x, w, b: np.tanh(x @ w + b)}
+DTYPES_OF = {"scaled": ("i8", "i8", "f32"), "sixteen": ("bf16",) * 3}
+
+
+def build(name: str, shapes, dtypes=None):
+    types = [TensorType(DTYPES[d], s) for d, s in zip(dtypes or ["f32"] * len(shapes), shapes)]
+    return elaborate_function(load_program(SOURCE), name, types)
+
+
+def arrays(shapes, dtypes=None):
+    rng = np.random.default_rng(0)
+    return [(rng.integers(-100, 100, s) if DTYPES[d].is_int else rng.standard_normal(s)).astype(DTYPES[d].numpy)
+            for s, d in zip(shapes, dtypes or ["f32"] * len(shapes))]
+
+
+def kernels(module: Module) -> list[str]:
+    """Host-level kernels, in order; a contraction with a region as "contract+"."""
+    out = []
+
+    def visit(block):
+        for op in block.ops:
+            if op.name in ("loop.contract", "loop.parallel", "loop.copy"):
+                out.append(op.name.partition(".")[2] + ("+" if op.name == "loop.contract" and op.regions else ""))
+            elif op.name in ("loop.for", "loop.if", "loop.while"):
+                for r in op.regions:
+                    visit(r)
+    for f in module.funcs.values():
+        visit(f.body)
+    return out
+
+
+def run(backend, name, shapes, args, dtypes=None, threads=None):
+    e = build(name, shapes, dtypes)
+    program = driver.build(e.module, backend, threads=threads)
+    return [program.to_host(x) for x in program.call(e.entry, args)]
+
+
+@pytest.mark.parametrize("name, shapes", CASES)
+def test_against_the_interpreter(name, shapes):
+    args = arrays(shapes)
+    e = build(name, shapes)
+    want = driver.build(e.module, "interp").call(e.entry, args)
+    loop = driver.lower(build(name, shapes).module, "loop")
+    assert kernels(loop) == ["contract+"]
+    for got in (Interpreter(loop).call(e.entry, args), run("cpu", name, shapes, args)):
+        for x, y in zip(got, want):
+            np.testing.assert_allclose(x, y, rtol=2e-5, atol=2e-5)
+    text = print_module(loop)
+    assert print_module(parse_module(text)) == text
+
+
+@pytest.mark.parametrize("machine", ["", "avx2", "generic"])
+def test_machines_and_threads(machine, monkeypatch):
+    from engram.codegen.cpu.target import host_target
+    monkeypatch.setenv("ENGRAM_CPU", machine)
+    if machine and host_target().name != machine:
+        pytest.skip(f"this processor cannot stand in for {machine}")
+    for name, shapes in [("linear", [(90, 400), (400, 75), (75,)]), ("three", [(2, 3, 2, 12, 20), (2, 3, 2, 20, 18), (3, 12)]),
+                         ("update", [(130, 90), (130, 100), (90, 100)]), ("row", [(300,), (300, 200), (200,)])]:
+        args = arrays(shapes)
+        results = [run("cpu", name, shapes, args, threads=n)[0] for n in (1, 2, 4)]
+        assert len({r.tobytes() for r in results}) == 1
+        np.testing.assert_allclose(results[0], WANT[name](*(x.astype(np.float64) for x in args)), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("name, shapes", [("scaled", [(20, 50), (50, 33), (33,)]), ("sixteen", [(20, 50), (50, 33), (33,)])])
+def test_narrow_operands(name, shapes):
+    dtypes = DTYPES_OF[name]
+    args = arrays(shapes, dtypes)
+    e = build(name, shapes, dtypes)
+    want, = driver.build(e.module, "interp").call(e.entry, args)
+    loop = driver.lower(build(name, shapes, dtypes).module, "loop")
+    assert kernels(loop) == ["contract+"]
+    for got in (run("cpu", name, shapes, args, dtypes)[0], Interpreter(loop).call(e.entry, args)[0]):
+        np.testing.assert_allclose(got.astype(np.float64), want.astype(np.float64), rtol=1e-2 if name == "sixteen" else 1e-6, atol=1e-2)
+
+
+def test_the_product_keeps_its_bits():
+    shapes = [(40, 900), (900, 70), (70,)]
+    args = arrays(shapes)
+    u, _ = run("cpu", "both", shapes, args)
+    e = elaborate_function(load_program("fn f(x: f32[B, i], w: f32[i, o]) -> f32[B, o] { x @ w }"), "f", [TensorType(f32, s) for s in shapes[:2]])
+    plain, = driver.build(e.module, "cpu").call(e.entry, args[:2])
+    assert u.tobytes() == plain.tobytes()
+
+
+def test_opencl():
+    devices = pytest.importorskip("engram.codegen.opencl.device")
+    ok, why = devices.available()
+    if not ok:
+        pytest.skip(f"no OpenCL device: {why}")
+    for name, shapes in [CASES[2], CASES[4], CASES[9]]:
+        args = arrays(shapes)
+        for x, y in zip(run("opencl", name, shapes, args), run("cpu", name, shapes, args)):
+            np.testing.assert_allclose(x, y, rtol=1e-4, atol=1e-4)
+
+
+# ---- structure -------------------------------------------------------------------------------------------------------------
+
+
+def step_kernels(source: str, x, y) -> list[str]:
+    from engram.datasets import Dataset
+    from engram.session import train_plan
+    plan = train_plan(load_program(source), "t", given={"bench": Dataset("bench", {"x": x, "y": y})})
+    loop = driver.lower(plan.phases[0].module, "loop")
+    return kernels(Module([loop.funcs["step"]]))
+
+
+def test_kernels_of_an_mlp_step():
+    """Three layers: forward 3, backward through 2 of them, 3 weight gradients that are Adam's updates at the same time."""
+    source = """import "std/nn.nn"
+layer M() {
+  a = Linear(20, 64)
+  b = Linear(64, 32)
+  c = Linear(32, 20)
+  fn (x: f32[B, 20]) -> f32[B, 20] { x |> a |> relu |> b |> relu |> c }
+}
+train t { model = M(); data = dataset("bench"); batch = 16; holdout = 0
+  minimize cross_entropy(model(x), y) using adam(1e-3) }
+"""
+    rng = np.random.default_rng(0)
+    found = step_kernels(source, rng.standard_normal((16, 20), np.float32), rng.integers(0, 20, 16))
+    assert found.count("contract+") == 7 and found.count("contract") == 1      # the logits: softmax needs whole rows of them
+    assert len(found) <= 14
+
+
+def test_kernels_of_a_recurrent_step():
+    source = "fn rnn(xs: f32[T, B, h], w: f32[h, h]) -> f32[T, B, h] { scan x in xs with s = zeros(B, h) { let s = tanh(x + s @ w); yield s; s } }"
+    e = elaborate_function(load_program(source), "rnn", [TensorType(f32, (5, 8, 32)), TensorType(f32, (32, 32))])
+    assert kernels(driver.lower(e.module, "loop")).count("contract+") == 1
+
+
+# ---- errors ----------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("args, yielded, message", [
+    ("%s: f64, %i: i64, %j: i64", "", "the region takes the sum"), ("%s: f32, %i: i64", "", "the region takes the sum"),
+    ("%s: f32, %i: i64, %j: i64", "%i", "the region yields what is stored")])
+def test_verifier(args, yielded, message):
+    text = f"""module attributes {{stage = "loop"}} {{
+func @f(%a: buf<f32[4,6]>, %b: buf<f32[6,5]>, %c: buf<f32[4,5]>) -> () attributes {{n_inputs = 2, n_outputs = 1}} {{
+  loop.contract(%c, %a, %b) {{out = "mn", lhs = "mk", rhs = "kn", accumulate = false}} ({{
+  ^({args}):
+    scf.yield({yielded})
+  }})
+  func.return()
+}} }}"""
+    with pytest.raises(VerificationError, match=message):
+        verify(parse_module(text))
