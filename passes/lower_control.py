@@ -4,14 +4,18 @@ from __future__ import annotations
 
 from ..compiler.ir.core import Block, Op, Value
 from ..compiler.ir.dims import product
-from ..compiler.ir.types import TensorType, bool_, i64
-from .lower_buffers import Host, Place, Splat, Storage
+from ..compiler.ir.types import TensorType, bool_, i64, row_major
+from .lower_buffers import Host, Place, Splat, Storage, whole
 from .lower_kernel import I64
 
 
-def _inner(body, host: Host, region: Block, env: dict[Value, Place], results: list[Storage], donated: dict[int, Value]) -> None:
+def _inner(body, host: Host, region: Block, env: dict[Value, Place], results: list[Storage], donated: dict[int, Value], placed=()) -> None:
+    """Lowers a region. `placed`: results that are where they belong when the others are."""
     from .lower_to_loops import Body
-    Body(host, region, {**body.env, **env}, results, donated, body.module).run()
+    inner = Body(host, region, {**body.env, **env}, results, donated, body.module)
+    for r in placed:
+        inner.placed[r] = True
+    inner.run()
 
 
 def _end(host: Host, values=(), loc=None) -> Block:
@@ -19,10 +23,13 @@ def _end(host: Host, values=(), loc=None) -> Block:
     return host.block
 
 
-def carried(body, op: Op, pos: int, n: int) -> list[Storage]:
-    """Memory for the first n results, holding the first n operands."""
+def carried(body, op: Op, pos: int, n: int, elsewhere=()) -> list[Storage | None]:
+    """Memory for the first n results, holding the first n operands; None for those that have theirs `elsewhere`."""
     out = []
     for i in range(n):
+        if i in elsewhere:
+            out.append(None)
+            continue
         init, result = op.operands[i], op.results[i]
         place = None if result in body.wanted else body.reusable(init, op, i, pos)
         if place is None:
@@ -37,9 +44,11 @@ def carried(body, op: Op, pos: int, n: int) -> list[Storage]:
 
 def scan(body, op: Op, pos: int) -> None:
     n, length, region = op.attrs["n_carry"], op.attrs["length"], op.regions[0]
-    carries = carried(body, op, pos, n)
-    ys = [body.destination(r, pos, op.loc) for r in op.results[n:]]
-    body.env.update(zip(op.results[n:], ys))
+    stacks = {c: _Stack(body, op, c) for c in range(n) if length and keeps_history(op, c)}
+    carries = carried(body, op, pos, n, set(stacks))
+    shared = {k for s in stacks.values() for k in s.yields}
+    ys = [None if n + k in shared else body.destination(r, pos, op.loc) for k, r in enumerate(op.results[n:])]
+    body.env.update((r, y) for r, y in zip(op.results[n:], ys) if y is not None)
     xs = [body.env[v] for v in op.operands[n:]]
     lo, hi = body.host.index(0), body.host.index(length)
     last = body.host.index(length - 1) if op.attrs["reverse"] else None
@@ -50,9 +59,54 @@ def scan(body, op: Op, pos: int) -> None:
     env: dict[Value, Place] = {region.args[0]: Splat(i, i64, ())}
     env.update(zip(region.args[1:1 + n], carries))
     env.update((a, _row(host, x, i)) for a, x in zip(region.args[1 + n:], xs))
+    for c, s in stacks.items():
+        env[region.args[1 + c]], carries[c] = s.rows(host, i)
     if length:
-        _inner(body, host, region, env, carries + [_row(host, y, i) for y in ys], {c: region.args[1 + c] for c in range(n)})
+        results = carries + [carries[0] if y is None else _row(host, y, i) for y in ys]      # those of a stack are `placed`
+        _inner(body, host, region, env, results, {c: region.args[1 + c] for c in range(n) if c not in stacks}, shared)
         body.host.op("loop.for", [lo, hi], {"step": 1}, [_end(host, (), op.loc)], op.loc)
+
+
+def keeps_history(op: Op, c: int) -> bool:
+    """Whether carry c of a scan, whose new value is yielded too, is better kept in the stack of its values than copied to and fro:
+    its old value is yielded as well, or a product reads it and so cannot write over it."""
+    n, region = op.attrs["n_carry"], op.regions[0]
+    old, term = region.args[1 + c], region.terminator.operands
+    new = term[c]
+    if new not in term[n:] or new is old or term[:n].count(new) != 1 or new in region.args:
+        return False
+    made = new.owner
+    return old in term[n:] or (isinstance(made, Op) and made.name == "tensor.fused" and made.attrs["kind"] == "product" and old in made.operands)
+
+
+class _Stack:
+    """All values of a carry, one after the other: what a step reads is the row beside the one it writes. `yields`: the scan's
+    results (their positions among all results) that show parts of it."""
+
+    def __init__(self, body, op: Op, c: int):
+        n, length, term = op.attrs["n_carry"], op.attrs["length"], op.regions[0].terminator.operands
+        t = op.results[c].type
+        self.reverse, self.size = op.attrs["reverse"], t.numel
+        self.all = body.temporary(TensorType(t.dtype, (length + 1, *t.shape)), op.loc)
+        old, new = op.regions[0].args[1 + c], term[c]
+        self.yields = [k for k in range(n, len(term)) if term[k] in (old, new)]
+        first, last = (length, 0) if self.reverse else (0, length)
+        body.written(body.env[op.operands[c]], self.part(first, t.shape), op.loc)
+        body.env[op.results[c]] = self.part(last, t.shape)
+        for k in self.yields:                          # row i of old values is row i + reverse, of new ones the other neighbour
+            skip = int(self.reverse) if term[k] is old else 1 - int(self.reverse)
+            body.env[op.results[k]] = self.part(skip, (length, *t.shape))
+
+    def part(self, row: int, shape: tuple[int, ...]) -> Storage:
+        return Storage(self.all.buffer, row * self.size, shape, row_major(shape))
+
+    def rows(self, host: Host, i: Value) -> tuple[Storage, Storage]:
+        """(old, new) of step i, as buffers of their own: they do not overlap."""
+        shape = self.all.shape[1:]
+        low = host.scalar("scalar.mul", [i, host.index(self.size)])
+        high = host.scalar("scalar.add", [low, host.index(self.size)])
+        pair = [whole(host.op("loop.view", [self.all.buffer, at], {"shape": list(shape), "strides": list(row_major(shape))}).result) for at in (low, high)]
+        return (pair[1], pair[0]) if self.reverse else (pair[0], pair[1])
 
 
 def _row(host: Host, x: Place, i: Value) -> Place:
