@@ -6,6 +6,7 @@ is the clock of a first step. Nothing here is faster than what a user's program 
 from __future__ import annotations
 
 import time
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -29,21 +30,34 @@ def program_path(name: str) -> Path:
     raise FileNotFoundError(f"the program {name} is not in {FOLDERS[0]}")
 
 
-def prepare(w: Workload, threads: int, backend: str = "cpu"):
+@dataclass(frozen=True)
+class Where:
+    """What a subject runs on; `options` are the pass manager's, for a profiler."""
+
+    threads: int | None
+    backend: str = "cpu"
+    options: object = None
+
+    def build(self, module):
+        from ..compiler import driver
+        return driver.build(module, self.backend, threads=self.threads, options=self.options)
+
+
+def prepare(w: Workload, threads: int | None, backend: str = "cpu", options=None):
     """The subject for a workload, compiled (but for a first step, where compiling is what is timed)."""
-    return {"call": Call, "train": Step, "loop": Loop, "generate": Generate, "first": First}[w.kind](w, threads, backend)
+    return {"call": Call, "train": Step, "loop": Loop, "generate": Generate, "first": First}[w.kind](w, Where(threads, backend, options))
 
 
 class _Training:
     """A train block with the benchmark's data and weights in its slots."""
 
-    def __init__(self, w: Workload, threads: int, backend: str, repeat: int = 1):
+    def __init__(self, w: Workload, where: Where, repeat: int = 1):
         from ..datasets import Dataset
         from ..session import load_program, train_plan
         fields = models.data(w.model, w.size)
         if repeat > 1:
             fields = {k: np.tile(v, (repeat,) + (1,) * (v.ndim - 1)) for k, v in fields.items()}
-        self.fields, self.threads, self.backend = fields, threads, backend
+        self.fields, self.where = fields, where
         program = load_program(str(program_path(w.program)))
         settings = {**w.settings, **({"batch": w.size["batch"]} if "batch" in w.size else {})}
         data = Dataset("benchmark", fields)
@@ -51,7 +65,7 @@ class _Training:
 
     def trainer(self, weights: dict[str, np.ndarray]):
         from ..train import Trainer
-        t = Trainer(self.plan, self.backend, self.threads)
+        t = Trainer(self.plan, self.where.backend, self.where.threads, self.where.options)
         t.initialise(0)
         t.set_values(weights, "the benchmark's parameters")
         return t
@@ -60,8 +74,8 @@ class _Training:
 class Step(_Training):
     """One training step after the other, called from Python, on one batch."""
 
-    def __init__(self, w: Workload, threads: int, backend: str):
-        super().__init__(w, threads, backend)
+    def __init__(self, w: Workload, where: Where):
+        super().__init__(w, where)
         self.begin(models.parameter_values(w.model, w.size))
 
     def begin(self, weights: dict[str, np.ndarray]) -> None:
@@ -88,8 +102,8 @@ class Step(_Training):
 class First(Step):
     """The first training step of a process: from weights in memory to the loss, every compilation included."""
 
-    def __init__(self, w: Workload, threads: int, backend: str):
-        self.arguments = (w, threads, backend)
+    def __init__(self, w: Workload, where: Where):
+        self.arguments = (w, where)
         self.weights = models.parameter_values(w.model, w.size)
 
     def first(self) -> tuple[float, float]:
@@ -103,8 +117,8 @@ class First(Step):
 class Loop(_Training):
     """Steps of a training run over a data set that repeats the batch: what `engram run` does with an epoch."""
 
-    def __init__(self, w: Workload, threads: int, backend: str):
-        super().__init__(w, threads, backend, repeat=models.LOOP_STEPS)
+    def __init__(self, w: Workload, where: Where):
+        super().__init__(w, where, repeat=models.LOOP_STEPS)
         self.work = w
         self._trainer = self.trainer(models.parameter_values(w.model, w.size))
 
@@ -129,8 +143,7 @@ class Loop(_Training):
 class Call:
     """A function of the program, or a layer's forward pass, on arrays in memory."""
 
-    def __init__(self, w: Workload, threads: int, backend: str):
-        from ..compiler import driver
+    def __init__(self, w: Workload, where: Where):
         from ..compiler.ir import TensorType, f32, i64
         from ..frontend import elaborate_call, elaborate_function, instantiate
         from ..session import load_program
@@ -141,11 +154,11 @@ class Call:
             tokens = TensorType(i64, inputs["x"].shape)
             e = elaborate_call(layer, [tokens], method="last" if w.size.get("last") else "")
             values = models.parameter_values(w.model, w.size)
-            self.run_program = p = driver.build(e.module, backend, threads=threads)
+            self.run_program = p = where.build(e.module)
             self.args = [p.to_device(inputs["x"] if a.kind == "arg" else values[a.name]) for a in e.args]
         else:
             e = elaborate_function(program, w.block, [TensorType(f32, v.shape) for v in inputs.values()])
-            self.run_program = p = driver.build(e.module, backend, threads=threads)
+            self.run_program = p = where.build(e.module)
             self.args = [p.to_device(v) for v in inputs.values()]
         self.entry, self.e = e.entry, e
 
@@ -164,14 +177,13 @@ class Call:
 class Generate:
     """Tokens of a model with caches: one compiled call a token."""
 
-    def __init__(self, w: Workload, threads: int, backend: str):
-        from ..compiler import driver
+    def __init__(self, w: Workload, where: Where):
         from ..compiler.ir import TensorType, i64
         from ..frontend import elaborate_call, instantiate
         from ..session import load_program
         layer = instantiate(load_program(str(program_path(w.program))), w.block, (), gpt_arguments(w.size))
         self.e = e = elaborate_call(layer, [TensorType(i64, (1,))], method="greedy")
-        self.program = driver.build(e.module, backend, threads=threads)
+        self.program = where.build(e.module)
         values = models.parameter_values("gpt", w.size)
         self.cells = {a.name: self.program.to_device(np.zeros(a.type.shape, a.type.dtype.numpy) if a.kind == "cache" else values[a.name])
                       for a in e.args if a.kind != "arg"}

@@ -36,7 +36,7 @@ def build(module: Module, backend: str = "cpu", threads: int | None = None, opti
         return _build_cpu(module, threads, options)
     if backend == "opencl":
         from ..codegen.opencl.program import OpenClProgram
-        return OpenClProgram(_fits(lower(module, "loop", options)))
+        return _watched(OpenClProgram(_fits(lower(module, "loop", options)), profile=_profiler(options) is not None), options)
     raise ValueError(f"unknown backend {backend!r}: expected one of {', '.join(BACKENDS)}")
 
 
@@ -49,10 +49,21 @@ def _build_cpu(module: Module, threads: int | None, options: Options | None):
     if compiled is None:
         if any(op.name == "tensor.dot_general" for op in module.walk()):
             prepare()                        # the matrix product compiles beside the passes
-        compiled = compile_module(_fits(lower(module, "loop", options)), threads)
+        compiled = compile_module(_fits(lower(module, "loop", options)), threads, profile=_profiler(options) is not None)
         if key:
             write_program(key, compiled)
-    return CpuProgram(compiled)
+    return _watched(CpuProgram(compiled), options)
+
+
+def _profiler(options: Options | None):
+    return options.profiler if options is not None else None
+
+
+def _watched(program, options: Options | None):
+    """The program; a profiler that was asked for knows it from now on."""
+    if (profiler := _profiler(options)) is not None:
+        profiler.add(program)
+    return program
 
 
 def _fits(module: Module) -> Module:

@@ -13,7 +13,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
-from typing import Protocol, TextIO
+from typing import Any, Protocol, TextIO
 
 from .diagnostics import CompileError
 from .ir.core import Module, clone_module
@@ -48,6 +48,7 @@ class Options:
     time_passes: bool = False
     check: Callable[[Module, Module, Pass], None] | None = None
     stop_after: str | None = None
+    profiler: Any = None                          # `add(program)` of every program built: they then count their kernels' times
     out: TextIO = field(default_factory=lambda: sys.stderr)
 
 

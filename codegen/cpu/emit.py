@@ -13,6 +13,7 @@ import numpy as np
 
 from ...compiler.ir.core import Block, Func, Module, Op, Value
 from ...compiler.ir.types import BufferType, i64
+from ...compiler.ops import work
 from ..epilogue import split_epilogue
 from . import contract, packed
 from .direct import plan as plan_direct
@@ -34,15 +35,6 @@ KERNEL_TYPES = ["ptr", "i64", "i64"]            # the run-time and a range of un
 SINGLE_CYCLES = 5000.0       # a kernel below this runs on thread 0: a barrier costs about a fifth of it
 
 
-TIMED = ("loop.parallel", *WHOLE, "loop.sort")
-
-
-def _describe(function: str, op: Op) -> str:
-    shapes = " ".join(str(v.type) for v in op.operands)
-    what = op.attrs.get("extents") or " ".join(str(op.attrs.get(x, "")) for x in ("out", "lhs", "rhs"))
-    return f"@{function} {op.name} {what} {shapes}" + (f" at {op.loc}" if op.loc else "")
-
-
 def n_inputs(func: Func) -> int:
     return func.attrs.get("n_inputs", len(func.args))
 
@@ -58,7 +50,7 @@ class Emitter:
                  ready: Callable[[str], object] = str):
         self.module, self.target, self.team = module, target, team
         self.profile = profile
-        self.steps: list[str] = []                       # with profile: what each counter of `engram_profile` counts
+        self.steps: list[work.Kernel] = []               # with profile: what each counter of `engram_profile` counts
         self.ready = ready
         self.text, self.part = Text(target), Text(target)          # the module of host levels, and of kernels, being filled
         self.written: set[str] = set()                   # functions that have a module of their own
@@ -179,16 +171,18 @@ class _Host(Body):
         return Summary(self.params, self.func.attrs.get("arena", 0), self.single)
 
     def op(self, op: Op) -> None:
-        if not self.e.profile or op.name not in TIMED:
+        if not self.e.profile or op.name not in work.KERNELS:
             super().op(op)
             return
         f = self.f
         clock = f.module.intrinsic("i64", "llvm.readcyclecounter")
         at = len(self.e.steps)
-        self.e.steps.append(_describe(self.func.name, op))
+        self.e.steps.append(work.kernel_of(self.func, op))
         f.module.declare("@engram_profile = external global i8")
         start = f.op(f"call i64 {clock}()")
         super().op(op)
+        if any(not a.single for a in self.sync.pending):     # so that waiting for the last thread counts here, not with the next kernel
+            self.barrier()
         spent = f.isub(f.op(f"call i64 {clock}()"), start)
         with f.when(f.icmp("eq", "%tid", "0")):
             slot = f.gep("i64", "@engram_profile", str(3 * at))

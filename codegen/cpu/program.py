@@ -5,8 +5,10 @@ Owns the machine code, the arena and the constants; arrays are NumPy's. No code 
 from __future__ import annotations
 
 import ctypes
+import functools
 import math
 import threading
+import time
 from concurrent.futures import Future
 from dataclasses import dataclass
 
@@ -14,8 +16,9 @@ import numpy as np
 
 from ...compiler.diagnostics import RuntimeError_
 from ...compiler.ir.core import Func, Module
+from ...compiler.ops.work import Kernel
 from . import contract
-from .compile import Library, submit
+from .compile import Library, load, submit
 from .emit import Emitter, n_inputs
 from .gemm import gemm_address, scratch_bytes, symbol
 from .runtime import Interruptible, Memory, Runtime, default_threads, runtime, symbols
@@ -67,6 +70,20 @@ def _address(a: np.ndarray) -> int:
     return a.__array_interface__["data"][0]
 
 
+@functools.cache
+def tick_seconds() -> float:
+    """Seconds of one tick of the counter that profiled code reads."""
+    target = host_target()
+    text = "declare i64 @llvm.readcyclecounter()\ndefine i64 @engram_clock() {\n  %t = call i64 @llvm.readcyclecounter()\n  ret i64 %t\n}\n"
+    library = load(text, ["engram_clock"], target=target)
+    clock = ctypes.CFUNCTYPE(ctypes.c_int64)(library.address("engram_clock"))
+    ticks, start = clock(), time.perf_counter()
+    while time.perf_counter() - start < 0.02:
+        pass
+    ticks, seconds = clock() - ticks, time.perf_counter() - start
+    return seconds / max(ticks, 1)
+
+
 @dataclass
 class Signature:
     """What a call of one function needs to know."""
@@ -93,7 +110,7 @@ class Compiled:
     constants: dict[str, np.ndarray]
     gemms: list[str]
     errors: list[tuple[object, str]]                              # (location, message) by error code - 1
-    steps: list[str]
+    steps: list[Kernel]                                           # those whose time is counted
 
 
 def compile_module(module: Module, threads: int | None = None, profile: bool = False) -> Compiled:
@@ -174,10 +191,11 @@ class CpuProgram:
     def to_host(self, handle: np.ndarray) -> np.ndarray:
         return handle
 
-    def profile(self) -> list[tuple[str, int, int, int]]:
-        """With profile=True: (step, times run, cycles in all, cycles at best) since the last call, by thread 0's time-stamp
-        counter; waiting for other threads counts."""
-        out = [(name, *row) for name, row in zip(self.compiled.steps, self._counters.tolist())]
+    def profile(self) -> list[tuple[Kernel, int, float, float]]:
+        """With profile=True: (kernel, times run, seconds in all, seconds at best) since the last call, by thread 0's clock;
+        waiting for other threads counts."""
+        tick = tick_seconds()
+        out = [(k, n, spent * tick, best * tick if n else 0.0) for k, (n, spent, best) in zip(self.compiled.steps, self._counters.tolist())]
         self._reset()
         return out
 

@@ -89,6 +89,14 @@ def device() -> Device:
         return _device(os.environ.get(ENV, "").strip())
 
 
+def profile(d: Device) -> None:
+    """From now on the device's queue notes when each kernel began and ended."""
+    import pyopencl as cl
+    if not d.queue.properties & cl.command_queue_properties.PROFILING_ENABLE:
+        d.queue.finish()
+        d.queue = cl.CommandQueue(d.context, d.cl_device, properties=cl.command_queue_properties.PROFILING_ENABLE)
+
+
 @functools.cache
 def _device(choice: str) -> Device:
     listed = list(enumerate(_listed()))

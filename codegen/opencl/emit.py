@@ -13,6 +13,7 @@ import numpy as np
 from ...compiler.diagnostics import BackendUnavailable
 from ...compiler.ir.core import Block, Func, Module, Op, Value
 from ...compiler.ir.types import BufferType, DType
+from ...compiler.ops.work import kernel_of
 from ..epilogue import split_epilogue
 from . import ctext, host, packed
 from .contract import contract_kernel
@@ -37,10 +38,11 @@ class Emitted:
     sites: list[host.Site] = field(default_factory=list)
 
 
-def emit(module: Module, caps: Caps) -> Emitted:
-    """Emit every function, callees first. BackendUnavailable when the module needs f64 and the device has none."""
+def emit(module: Module, caps: Caps, profile: bool = False) -> Emitted:
+    """Emit every function, callees first. BackendUnavailable when the module needs f64 and the device has none. With `profile`
+    every launch knows what it is of the user's program."""
     _check_f64(module, caps)
-    return _ModuleEmitter(module, caps).run()
+    return _ModuleEmitter(module, caps, profile).run()
 
 
 def _check_f64(module: Module, caps: Caps) -> None:
@@ -54,8 +56,8 @@ def _check_f64(module: Module, caps: Caps) -> None:
 
 
 class _ModuleEmitter:
-    def __init__(self, module: Module, caps: Caps):
-        self.module, self.caps = module, caps
+    def __init__(self, module: Module, caps: Caps, profile: bool = False):
+        self.module, self.caps, self.profile = module, caps, profile
         self.helpers = Helpers(caps)
         self.kernels: dict[str, str] = {}              # text with @NAME@ -> name
         self.launches: list[host.Launch] = []
@@ -151,10 +153,16 @@ class _FuncEmitter:
         for op in block.ops:
             if op.name in ("func.return", "scf.yield"):
                 continue
-            step = self.op(op)
+            step = self.marked(op, self.op(op))
             if step is not None:
                 steps.extend(step if isinstance(step, list) else [step])
         return steps
+
+    def marked(self, op: Op, step):
+        """The step, which knows what work it is where that is wanted."""
+        if self.m.profile and isinstance(step, host.Launch | host.CopyBytes | host.Sort):
+            (step.launch if isinstance(step, host.Sort) else step).work = kernel_of(self.f, op)
+        return step
 
     # ---- ops ----
     def op(self, op: Op):
@@ -200,7 +208,8 @@ class _FuncEmitter:
     def op_contract(self, op: Op):
         if op.regions:                                 # a kernel of its own: the sums are read back from memory
             plain, after = split_epilogue(op)
-            return [s for s in (self.op_contract(plain), self.op_parallel(after)) if s is not None]
+            steps = self.marked(plain, self.op_contract(plain)), self.marked(after, self.op_parallel(after))
+            return [s for s in steps if s is not None]
         kernel = contract_kernel(op, self.m.helpers, self.m.caps)
         return None if kernel is None else self.launch(kernel, f"contract_{op.attrs['out']}_{op.attrs['lhs']}_{op.attrs['rhs']}")
 

@@ -13,10 +13,12 @@ import numpy as np
 from ...compiler.diagnostics import RuntimeError_
 from ...compiler.ir.core import Loc
 from ...compiler.ir.types import DType
+from ...compiler.ops.work import Kernel
 from .ctext import NUMPY_ARGUMENT
 from .hostmath import DivisionByZero, evaluate, philox
 
 Site = tuple[Loc | None, str]
+EVENTS = 1024                              # launches whose times are kept before they are added up
 
 
 class Frame:
@@ -147,6 +149,7 @@ class Launch:
     first_site: int = 0
     kernel: Any = None
     last: list = field(default_factory=list)
+    work: Kernel | None = None             # what it is of the user's program
 
     def prepare(self, program, cl_device) -> int:
         """Makes the kernel; gives the largest work-group it can run in."""
@@ -182,10 +185,11 @@ class CopyBytes:
     source: int
     nbytes: int
     itemsize: int
+    work: Kernel | None = None
 
     def run(self, f: Frame) -> None:
         (d, do), (s, so) = f.env[self.target], f.env[self.source]
-        f.rt.copy(d, do * self.itemsize, s, so * self.itemsize, self.nbytes)
+        f.rt.copy(d, do * self.itemsize, s, so * self.itemsize, self.nbytes, self.work)
 
 
 @dataclass
@@ -287,7 +291,7 @@ class While:
 class Runtime:
     """What steps need of the device while a program runs: queue, arena, constants, error words, scratch memory."""
 
-    def __init__(self, device, sites: list[Site]):
+    def __init__(self, device, sites: list[Site], profile: bool = False):
         import pyopencl as cl
         self.cl, self.device, self.queue = cl, device, device.queue
         self.sites = sites
@@ -295,6 +299,9 @@ class Runtime:
         self.arena: Any = None
         self.arena_bytes = 0
         self.constants: list = []
+        self.profiling = profile
+        self._events: list = []                          # of launches whose times have not been added up
+        self._times: dict[Kernel, list] = {}             # times run, seconds in all, seconds at best
         self.errors = cl.Buffer(device.context, cl.mem_flags.READ_WRITE | cl.mem_flags.COPY_HOST_PTR, hostbuf=np.zeros(4, np.int32))
         self._scratch: Any = None
         self._scratch_bytes = 0
@@ -355,8 +362,8 @@ class Runtime:
         x = raw.view(dtype.numpy)[0]
         return bool(x) if dtype.is_bool else float(x) if dtype.is_float else int(x)
 
-    def copy(self, target, target_at: int, source, source_at: int, nbytes: int) -> None:
-        self.cl.enqueue_copy(self.queue, target, source, byte_count=nbytes, src_offset=source_at, dst_offset=target_at)
+    def copy(self, target, target_at: int, source, source_at: int, nbytes: int, work: Kernel | None = None) -> None:
+        self._note(work, self.cl.enqueue_copy(self.queue, target, source, byte_count=nbytes, src_offset=source_at, dst_offset=target_at))
 
     def enqueue(self, launch: Launch, args: list) -> None:
         kernel, last, steady = launch.kernel, launch.last, self._steady
@@ -369,7 +376,29 @@ class Runtime:
             else:
                 kernel.set_arg(i, dtype(a))
                 last[i] = a if isinstance(a, int) else None     # -0.0 equals 0.0, and NaN nothing
-        self.cl.enqueue_nd_range_kernel(self.queue, kernel, launch.global_size, launch.local_size)
+        self._note(launch.work, self.cl.enqueue_nd_range_kernel(self.queue, kernel, launch.global_size, launch.local_size))
+
+    # ---- times ----
+    def _note(self, work: Kernel | None, event) -> None:
+        if self.profiling and work is not None:
+            self._events.append((work, event))
+            if len(self._events) >= EVENTS:
+                self._add_up()
+
+    def _add_up(self) -> None:
+        self.queue.finish()
+        for work, event in self._events:
+            seconds = (event.profile.end - event.profile.start) * 1e-9
+            row = self._times.setdefault(work, [0, 0.0, float("inf")])
+            row[0], row[1], row[2] = row[0] + 1, row[1] + seconds, min(row[2], seconds)
+        self._events.clear()
+
+    def profile(self) -> list[tuple[Kernel, int, float, float]]:
+        """(kernel, times run, seconds in all, seconds at best) since the last call."""
+        self._add_up()
+        out = [(work, n, total, best) for work, (n, total, best) in self._times.items()]
+        self._times.clear()
+        return out
 
     # ---- run-time errors ----
     def check(self) -> None:

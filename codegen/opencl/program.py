@@ -9,6 +9,7 @@ import numpy as np
 
 from ...compiler.ir.core import Func, Module
 from ...compiler.ir.types import DType, dtype_of
+from ...compiler.ops.work import Kernel
 from . import device as devices
 from .device import Caps, Device
 from .emit import Emitted, emit
@@ -49,18 +50,20 @@ class DeviceArray:
 class OpenClProgram:
     """Functions of a loop-stage module on an OpenCL device."""
 
-    def __init__(self, module: Module, device: Device | None = None):
+    def __init__(self, module: Module, device: Device | None = None, profile: bool = False):
         self.module = module
         self.device = device or devices.device()
-        self._lock = threading.Lock()
+        if profile:
+            devices.profile(self.device)
+        self._lock, self._profile = threading.Lock(), profile
         self.emitted = self._build(self.device.caps)
-        self._runtime = rt = Runtime(self.device, self.emitted.sites)
+        self._runtime = rt = Runtime(self.device, self.emitted.sites, profile)
         rt.constants = [rt.upload(c) for c in self.emitted.constants]
         rt.keep(rt.constants)
 
     def _build(self, caps: Caps) -> Emitted:
         """Emit and build; once more with smaller groups where a kernel's registers do not allow the usual ones."""
-        emitted = emit(self.module, caps)
+        emitted = emit(self.module, caps, self._profile)
         if not emitted.launches:
             return emitted
         program = _build(self.device, emitted.source)
@@ -72,6 +75,10 @@ class OpenClProgram:
     def source(self) -> str:
         """All OpenCL C of the program."""
         return self.emitted.source
+
+    def profile(self) -> list[tuple[Kernel, int, float, float]]:
+        """With profile=True: (kernel, times run, seconds in all, seconds at best) since the last call, by the device's own clock."""
+        return self._runtime.profile()
 
     # ---- arrays ----
     def to_device(self, array: np.ndarray) -> DeviceArray:

@@ -64,6 +64,7 @@ def parser() -> argparse.ArgumentParser:
     c.add_argument("--weights", metavar="F", help="start from these weights (safetensors, or llama2.c's .bin)")
     c.add_argument("--out", metavar="DIR", help="where metrics.json, weights.safetensors and curve.png go (default: out/NAME)")
     c.add_argument("--quiet", "-q", action="store_true", help="print the result only")
+    c.add_argument("--profile", action="store_true", help="the time of every kernel, with its line, FLOP/s, bytes/s and what bounds it (all of it: profile.json)")
 
     c = command("check", "check programs without running them: names, types, shapes, locality")
     c.add_argument("files", metavar="FILE", nargs="+")
@@ -111,6 +112,7 @@ def parser() -> argparse.ArgumentParser:
     c.add_argument("--vs", default="", metavar="PEER,...", help="peers to time in turns with Engram: torch, jax (results are compared first)")
     _machine(c)
     c.add_argument("--json", action="store_true", help="results as JSON on standard output")
+    c.add_argument("--profile", action="store_true", help="instead of the times: every kernel's, with its line, FLOP/s, bytes/s and what bounds it (--out: as JSON)")
     c.add_argument("--out", metavar="FILE", help="write the table as Markdown (default: benchmarks/RESULTS.md of a checkout, "
                                                   "when all workloads were timed against a peer)")
     return p

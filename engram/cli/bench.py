@@ -9,9 +9,10 @@ from pathlib import Path
 from . import OK, WRONG
 from .errors import UserError
 
+PROFILED = 1.0                 # seconds of work that --profile looks at
 
 def bench_command(args) -> int:
-    """Measure, print a line per workload, write RESULTS.md or JSON."""
+    """Measure, print a line per workload, write RESULTS.md or JSON; or look at the kernels."""
     from ..benchmarks import workloads
     peers = _peers(args.vs)
     try:
@@ -26,7 +27,7 @@ def bench_command(args) -> int:
         return OK
     if args.backend == "interp":
         raise UserError("the interpreter defines what programs mean; it is nothing to time")
-    return _measure(chosen, peers, args)
+    return _profile(chosen, args) if args.profile else _measure(chosen, peers, args)
 
 
 def _peers(text: str) -> list[str]:
@@ -77,6 +78,38 @@ def _measure(chosen, peers: list[str], args) -> int:
         atomic_write(out, tables.markdown(report).encode())
         print(f"wrote {out}", file=shown)
     return OK if all(row.seconds is not None for row in report.rows) else WRONG
+
+
+def _profile(chosen, args) -> int:
+    """Engram alone, kernel by kernel: as many units as fill a second."""
+    from .. import profiler
+    from ..benchmarks import ours
+    from ..compiler.pass_manager import Options
+    limits = profiler.limits_for(args.backend, args.threads)
+    found = {}
+    for w in chosen:
+        if w.kind == "first":
+            continue
+        p = profiler.Profiler(args.backend)
+        subject = ours.prepare(w, args.threads, args.backend, Options(profiler=p))
+        unit = n = getattr(subject, "unit", 1)
+        subject.run(unit)
+        p.take()                                             # what runs once, and what is slow the first time
+        start = time.perf_counter()
+        subject.run(unit)
+        while time.perf_counter() - start < PROFILED and n < 10_000 * unit:
+            subject.run(unit)
+            n += unit
+        profile, name = p.take(), {"train": "step", "loop": "step", "generate": "token"}.get(w.kind, "call")
+        found[w.name] = profiler.as_json(profile, limits, f"{name}s", n)
+        profiler.show(profile, limits, f"{w.name} ({w.what})", name, n, file=sys.stderr if args.json else sys.stdout)
+    text = json.dumps(found, indent=1)
+    if args.json:
+        print(text)
+    if args.out:
+        from ..checkpoint import atomic_write
+        atomic_write(Path(args.out), (text + "\n").encode())
+    return OK
 
 
 def _destination(args, peers: list[str], n: int) -> Path | None:

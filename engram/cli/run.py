@@ -26,9 +26,12 @@ def statements(program, block, overrides: dict, args) -> int:
     """Carry out a run block."""
     from ..compiler.diagnostics import render
     from ..run_block import RunBlock
-    run = RunBlock(program, block, overrides, args.backend, args.threads, args.seed, args.weights, options=pass_options(args))
+    profiler = _profiler(args)
+    run = RunBlock(program, block, overrides, args.backend, args.threads, args.seed, args.weights, options=pass_options(args, profiler=profiler))
     try:
         run.run()
+        if profiler is not None:
+            _tell(profiler.take(), args, f"run {block.name}", "call", None, Path(args.out) if args.out else None)
     finally:
         if run.warnings:
             print(render(run.warnings, colours(sys.stderr)), file=sys.stderr)
@@ -51,7 +54,8 @@ def train(program, name: str, overrides: dict, args) -> int:
     s, data = plan.settings, plan.dataset
     seed = int(s.get("seed") or 0)
     learn, held = split(data.n, s.get("holdout"), seed, s.get("limit"), getattr(data, "order", "shuffled"))
-    trainer = Trainer(plan, args.backend, args.threads, pass_options(args))
+    profiler = _profiler(args)
+    trainer = Trainer(plan, args.backend, args.threads, pass_options(args, profiler=profiler))
     trainer.initialise(seed)
     if weights is not None:
         trainer.set_values(weights, source=args.weights)
@@ -60,6 +64,8 @@ def train(program, name: str, overrides: dict, args) -> int:
     out = Path(args.out) if args.out else Path("out") / name
     report.prepare(out)
     listener = listener_for(quiet=args.quiet)
+    if profiler is not None:
+        profiler.take()                                      # the initial weights are no part of a step
     result = trainer.run(data.fields, learn, held, order=getattr(data, "order", "shuffled"), listener=listener)
 
     where = f"on {len(held):,} held-out samples" if len(held) else "on the data it learned from (nothing was held out)"
@@ -68,10 +74,48 @@ def train(program, name: str, overrides: dict, args) -> int:
     content = report.metrics(name, args.backend, trainer.threads, seed, result,
                              {"learned_from": len(learn), "held_out": len(held)})
     files = report.write_results(out, content, trainer.values(), {"program": Path(program.file).name, "train": name})
+    if profiler is not None:
+        steps = _steps(plan, result, len(learn))
+        files.append(_tell(profiler.take([trainer.program(p.module) for p in plan.phases]), args, f"train {name}", "step", steps, out))
+        measuring = profiler.take()
+        print(f"measuring took {measuring.wall * 1e3:.4g} ms in {measuring.calls:,} calls")
     if not args.quiet:
         print(f"wrote {', '.join(f.name for f in files)} to {out}{'' if args.out else ' (--out DIR writes elsewhere)'}")
     sys.stdout.flush()
     return INTERRUPTED if result.interrupted else OK
+
+
+def _profiler(args):
+    """For --profile."""
+    if not args.profile:
+        return None
+    from ..profiler import Profiler
+    from .errors import UserError
+    if args.backend == "interp":
+        raise UserError("--profile: the interpreter has no kernels; --backend cpu or opencl")
+    return Profiler(args.backend)
+
+
+def _tell(profile, args, title: str, unit: str, n: int | None, out: Path | None) -> Path | None:
+    """Show a profile, and write all of it where there is a folder for it."""
+    import json
+
+    from .. import profiler, report
+    limits = profiler.limits_for(args.backend, args.threads)
+    profiler.show(profile, limits, title, unit, n)
+    if out is None:
+        return None
+    report.prepare(out)
+    file = out / "profile.json"
+    report.atomic_write(file, (json.dumps(profiler.as_json(profile, limits, f"{unit}s", n), indent=1) + "\n").encode())
+    return file
+
+
+def _steps(plan, result, samples: int) -> int:
+    """Training steps in all finished epochs."""
+    from ..train import _batch_of
+    epochs = {p.name: sum(row.get("phase", p.name) == p.name for row in result.epochs) for p in plan.phases}
+    return sum(epochs[p.name] * max(1, samples // _batch_of(p, len(plan.slots))) for p in plan.phases)
 
 
 def _headline(name: str, plan, backend: str, threads: int | None, learn: int, held: int, seed: int) -> str:
