@@ -17,6 +17,7 @@ class _Stage:
 
 def learning() -> list:
     """nn -> tensor: learning becomes ordinary ops."""
+    from ..passes.attention import Attention
     from ..passes.decompose import Decompose
     from ..passes.grad import Grad
     from ..passes.plasticity import Plasticity
@@ -24,6 +25,7 @@ def learning() -> list:
     return [
         Plasticity(),            # first: it follows the layers' calls, which later passes rearrange
         Quantize(),              # before grad: gradients pass straight through a quantised product
+        Attention(),             # before softmax and its gradient become base ops
         Decompose(),             # before grad: nn ops have no gradient rules of their own
         _Stage(Grad(), TENSOR),
     ]

@@ -24,6 +24,7 @@ FAMILIES = {
     "movement": ("Constants and movement", "They make or move data without computing: exact, and mostly free, as the lowering reads through them."),
     "reduction": ("Reductions, running sums and sorting", ""),
     "contraction": ("Contractions", ""),
+    "attention": ("Attention", "What softmax(mask(scale q k^T)) v becomes, however it is written: no array of [queries, keys] is made."),
     "window": ("Windows", "With them convolutions, pools and their gradients are contractions and reductions."),
     "indexing": ("Run-time positions", "An index out of range is a run-time error with the op's location, never undefined."),
     "control": ("Functions and control flow", "A region may use values of the blocks around it (that of `tensor.fused` may not); functions see only their own."),

@@ -3,7 +3,7 @@ from __future__ import annotations
 
 from ..compiler import ops  # noqa: F401  (registers the op table)
 from ..compiler.ir.opdef import LOOP, OPS
-from . import semantics_packed, semantics_window  # noqa: F401  (define their ops in TENSOR and NN)
+from . import semantics_attention, semantics_packed, semantics_window  # noqa: F401  (define their ops in TENSOR and NN)
 from .semantics_nn import NN
 from .semantics_random import RANDOM
 from .semantics_scalar import BOOL, FLOAT, FLOAT_STEPS, INT

@@ -43,3 +43,7 @@ SEQUENTIAL = 4096                   # elements up to which one thread may do it 
 def enough_rows(rows: int, elements: int) -> bool:
     """Whether a rows group has enough rows for threads to share, or is too small for that to matter."""
     return rows >= 16 or (rows >= 4 and elements <= 1 << 16) or elements <= SEQUENTIAL
+
+
+# ---- attention ----
+ATTENTION_QUERIES, ATTENTION_KEYS = 64, 128   # a block of scores and what it is made of fit the first caches

@@ -118,13 +118,14 @@ class Body:
                             self.wanted.setdefault(v, []).append(self.wanted[result][0])
 
     def run(self) -> None:
+        from .lower_attention import ATTENTION
         from .lower_control import CONTROL
         from .lower_roots import ROOTS
         for r, v in self.early.items():                # old carried values that are results as well: copied before they are overwritten
             self.written(self.env[v], self.results[r], self.block.terminator.loc)
             self.placed[r] = True
         for pos, op in enumerate(self.block.ops[:-1]):
-            special = CONTROL.get(op.name) or ROOTS.get(op.name)
+            special = CONTROL.get(op.name) or ROOTS.get(op.name) or ATTENTION.get(op.name)
             if op.name == "tensor.constant":
                 self.env[op.result] = self.constant(op)
             elif op.name in MOVES and (place := moved(op, self.env[op.operands[0]])) is not None:

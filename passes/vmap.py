@@ -244,6 +244,14 @@ def _scatter_add(r, b, op):
     return b.op("tensor.scatter_add", [r.full(b, x), r.get(i), r.full(b, u)], {"dim": op.attrs["dim"] + 1}).results
 
 
+@rule("attention", "attention_grad")
+def _attention(r, b, op):
+    n = 3 if op.name == "tensor.attention" else 6
+    if any(r.on(v) for v in op.operands[n:]):             # each example has its own length
+        return r.one_by_one(b, op)
+    return b.op(op.name, [*(r.full(b, v) for v in op.operands[:n]), *(r.get(v) for v in op.operands[n:])], dict(op.attrs)).results
+
+
 @rule("dot_general")
 def _dot(r, b, op):
     x, y = op.operands

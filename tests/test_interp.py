@@ -316,7 +316,28 @@ def np_fold_windows(y, a):
     return out
 
 
+def np_probabilities(q, k, a, length, lse=None):
+    t, n = q.shape[-2], k.shape[-2] if length is None else int(length)
+    s = a["scale"] * q @ np.swapaxes(k, -1, -2)
+    j = np.arange(k.shape[-2])
+    s = np.where(j <= n + np.arange(t)[:, None] - t if a["causal"] else j < n, s, -np.inf)
+    lse = np.log(np.exp(s).sum(-1)) if lse is None else lse
+    return np.exp(s - lse[..., None]), lse
+
+
+def np_attention(q, k, v, *rest):
+    p, lse = np_probabilities(q, k, rest[-1], rest[0] if len(rest) > 1 else None)
+    return p @ v, lse
+
+
+def np_attention_grad(q, k, v, lse, do, delta, *rest):
+    p, _ = np_probabilities(q, k, rest[-1], rest[0] if len(rest) > 1 else None, lse)
+    ds = p * (do @ np.swapaxes(v, -1, -2) - delta[..., None]) * rest[-1]["scale"]
+    return ds @ k, np.swapaxes(ds, -1, -2) @ q, np.swapaxes(p, -1, -2) @ do
+
+
 TENSOR = {
+    "attention": np_attention, "attention_grad": np_attention_grad,
     "windows": np_windows, "fold_windows": np_fold_windows,
     "compare": lambda x, y, a: {"eq": x == y, "ne": x != y, "lt": x < y, "le": x <= y, "gt": x > y, "ge": x >= y}[a["predicate"]],
     "select": lambda c, x, y, a: np.where(c, x, y),

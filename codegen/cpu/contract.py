@@ -174,8 +174,8 @@ def fits_epilogue(p: GemmPlan) -> bool:
     return len(p.n.letters) <= 1
 
 
-def emit_gemm(host, op: Op, p: GemmPlan, tid: str, threads: str) -> None:
-    """The call(s), from the host level."""
+def emit_gemm(host, op: Op, p: GemmPlan, tid: str, threads: str, memory_of: str | None = None) -> None:
+    """The call(s), from the host level or from inside a kernel. `memory_of`: the thread whose scratch memory serves (None: tid)."""
     f = host.f
     out, lhs, rhs = op.operands
     if p.swapped:
@@ -183,7 +183,7 @@ def emit_gemm(host, op: Op, p: GemmPlan, tid: str, threads: str) -> None:
     elems = {x: mem_elem(v.type.dtype) for x, v in (("a", lhs), ("b", rhs), ("c", out))}
     args = f.alloca(f"[{len(ARGS)} x i64]")
     base = {"a": host.pointer(lhs), "b": host.pointer(rhs), "c": host.pointer(out)}
-    scratch = thread_scratch(f, tid)
+    scratch = thread_scratch(f, memory_of or tid)
 
     def put(name: str, value: str | int) -> None:
         f.store("i64", str(value), f.gep("i64", args, str(ARG_INDEX[name])), 8)
@@ -272,6 +272,23 @@ def loop_kernel(op: Op) -> Op:
     b.op("scf.yield", [])
     extents = [dims[x].size for x in names] or [1]
     return Op("loop.parallel", [], {"extents": extents}, (), [body], op.loc)
+
+
+def loop_nest(op: Op) -> list[Op]:
+    """The contraction as sequential loops, for the inside of a kernel."""
+    kernel = loop_kernel(op)
+    body = kernel.regions[0]
+    indices, extents = body.args, kernel.attrs["extents"]
+    zero = Op("scalar.constant", [], {"value": 0, "dtype": i64}, [ScalarType(i64)], (), op.loc)
+    ops = body.ops
+    for index, n in reversed(list(zip(indices, extents))):
+        block = Block([])
+        block.args, index.owner = [index], block
+        block.ops = ops
+        hi = Op("scalar.constant", [], {"value": n, "dtype": i64}, [ScalarType(i64)], (), op.loc)
+        loop = Op("loop.for", [zero.result, hi.result], {"step": 1}, (), [block], op.loc)
+        ops = [hi, loop, Op("scf.yield", [], {}, (), (), op.loc)]
+    return [zero, *ops[:-1]]
 
 
 def copy_kernel(op: Op) -> Op:

@@ -100,7 +100,8 @@ class Emitter:
         """(function name, its code)."""
         part = self.kernel_module()
         code = emit_kernel(part, op, self.errors, self.team)
-        return self.shared(code.text, [*KERNEL_TYPES, *(param_type(v) for v in code.captured)]), code
+        self.gemms |= code.gemms
+        return self.shared(code.text, [*KERNEL_TYPES, *(param_type(v) for v in code.captured), *["i64"] * code.tid]), code
 
     def kernel_module(self) -> Text:
         """The module that the next kernel goes to."""
@@ -221,9 +222,9 @@ class _Host(Body):
         name, code = self.e.kernel(op)
         if code.polls:
             self.e.polls.add(self.func.name)
-        self.launch(op, name, code.units, code.cost, code.captured)
+        self.launch(op, name, code.units, code.cost, code.captured, ", i64 %tid" * code.tid)
 
-    def launch(self, op: Op, name: str, units: int, cost: float, arguments: list[Value]) -> None:
+    def launch(self, op: Op, name: str, units: int, cost: float, arguments: list[Value], more: str = "") -> None:
         """A kernel's function: shares of its units for all threads, or thread 0 does it."""
         f = self.f
         if units == 0:
@@ -232,7 +233,7 @@ class _Host(Body):
         self.step(self.of_kernel(op, single), single)
 
         def call(lo: str, hi: str) -> None:
-            args = "".join(f", {param_type(v)} {self.argument(v)}" for v in arguments)
+            args = "".join(f", {param_type(v)} {self.argument(v)}" for v in arguments) + more
             f.do(f"call void {name}(ptr %rt, i64 {lo}, i64 {hi}{args})")
         if single:
             with f.when(f.icmp("eq", "%tid", "0")):
@@ -252,11 +253,6 @@ class _Host(Body):
         if isinstance(v.type, BufferType):
             return self.pointer(v)
         return self.get(v).text
-
-    def pointer(self, v: Value) -> str:
-        from .scalars import mem_elem
-        b = self.buffer(v)
-        return self.f.gep(mem_elem(b.type.dtype), b.ptr, b.offset.text)
 
     def _copy(self, op: Op) -> None:
         if op.operands[0].type.numel:

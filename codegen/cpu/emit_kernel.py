@@ -10,11 +10,13 @@ from dataclasses import dataclass
 
 from ...compiler.ir.core import Block, Op, Value
 from ...compiler.ir.types import BufferType, i64
+from . import contract
 from .access import Access
+from .gemm_base import symbol
 from .irtext import Fn, Module
 from .lanes import Plan, base_lanes, constant, trips, varying
 from .runtime_ir import RT_CANCEL
-from .scalars import Ops, reg_elem
+from .scalars import Ops, mem_elem, reg_elem
 from .target import CpuTarget
 from .values import Buf, Lanes, Val, num
 
@@ -31,6 +33,8 @@ class KernelCode:
     units: int
     cost: float
     polls: bool = False         # has loops that look for Ctrl-C
+    gemms: frozenset[str] = frozenset()    # the matrix products it calls
+    tid: bool = False           # has a last parameter, the thread's number: whose packing memory the products use
 
 
 class Errors:
@@ -67,6 +71,11 @@ def captured(op: Op) -> list[Value]:
     return list(out)
 
 
+def contracts(op: Op) -> bool:
+    """Whether a kernel has matrix products of its own."""
+    return any(o.name == "loop.contract" for o in op.regions[0].walk())
+
+
 def param_type(v: Value) -> str:
     return "ptr" if isinstance(v.type, BufferType) else reg_elem(v.type.dtype)
 
@@ -77,6 +86,8 @@ def emit_kernel(module: Module, op: Op, errors: Errors, team: int) -> KernelCode
     plan = Plan.parallel(op, target)
     args = captured(op)
     params = "".join(f", {param_type(v)} %c{i}" for i, v in enumerate(args))
+    if contracts(op):
+        params += ", i64 %tid"
     f = Fn(module, f"void {NAME}(ptr %rt, i64 %lo, i64 %hi{params})", "#2")
     body = Body(f, target, plan, errors)
     for i, v in enumerate(args):
@@ -84,7 +95,7 @@ def emit_kernel(module: Module, op: Op, errors: Errors, team: int) -> KernelCode
     units = _units(f, body, op, plan, team)
     f.finish()
     polls = any(o.name == "loop.while" for o in op.regions[0].walk())
-    return KernelCode(module.functions.pop(), args, units, plan.cost, polls)
+    return KernelCode(module.functions.pop(), args, units, plan.cost, polls, frozenset(body.gemms), contracts(op))
 
 
 def _units(f: Fn, body: Body, op: Op, plan: Plan, team: int) -> int:
@@ -140,6 +151,7 @@ class Body(Access):
         self.vary: set[Value] = set()
         self.l = Lanes(f, 1)
         self.skip: set[Op] = set()        # multiplications folded into a reduction
+        self.gemms: set[str] = set()
 
     # ---- contexts
 
@@ -301,6 +313,26 @@ class Body(Access):
         if ops.w == 1 and self.w > 1 and value.kind != "u":   # all lanes fail alike: any lane's value will do
             value = Val("u", self.f.op(f"extractelement <{self.w} x i64> {self.l.vector(value)}, i64 0"), i64)
         self._failed(op, op.attrs["message"], bad, value, ops)
+
+    # ---- matrix products
+
+    def pointer(self, v: Value) -> str:
+        """Where a buffer starts."""
+        b = self.buffer(v)
+        return self.f.gep(mem_elem(b.type.dtype), b.ptr, b.offset.text)
+
+    def _contract(self, op: Op) -> None:
+        """A contraction inside an iteration: this thread does all of it."""
+        if op.operands[0].type.numel == 0:
+            return
+        plan = contract.plan(op, self.target)
+        if plan is None or plan.tables:
+            for o in contract.loop_nest(op):
+                self.op(o)
+            return
+        self.gemms.add(plan.kind)
+        self.f.module.declare(f"declare void @{symbol(plan.kind)}(i64, i64, ptr, ptr)")
+        contract.emit_gemm(self, op, plan, "0", "1", "%tid")
 
     # ---- control
 

@@ -6,6 +6,7 @@ iterations, by a rough cost model in machine cycles. Nothing is emitted here.
 from __future__ import annotations
 
 from ...compiler.ir.core import Block, Op, Value
+from ...compiler.ir.dims import product
 from .target import CpuTarget
 
 HEAVY = {"exp": 6, "exp2": 20, "expm1": 20, "log": 8, "log2": 25, "log1p": 25, "sin": 10, "cos": 10, "tan": 40, "asin": 40,
@@ -13,7 +14,7 @@ HEAVY = {"exp": 6, "exp2": 20, "expm1": 20, "log": 8, "log2": 25, "log1p": 25, "
          "erfc": 30, "pow": 50, "atan2": 40, "div": 10, "sqrt": 12, "rsqrt": 20, "mod": 40, "fmod": 40, "floordiv": 12,
          "philox": 60}
 GUESSED_TRIPS = 64
-UNVECTORISABLE = ("loop.while", "loop.alloc", "loop.sort", "loop.call")
+UNVECTORISABLE = ("loop.while", "loop.alloc", "loop.sort", "loop.call", "loop.contract")
 
 
 def constant(v: Value) -> int | float | None:
@@ -207,6 +208,9 @@ class Plan:
                 cost += best
             elif op.name in ("loop.if", "loop.while"):
                 cost += 3.0 + sum(self._scalar(r) for r in op.regions)
+            elif op.name == "loop.contract":
+                sizes = {c: n for key, v in zip(("out", "lhs", "rhs"), op.operands) for c, n in zip(op.attrs[key], v.type.shape)}
+                cost += 100.0 + product(sizes.values()) / self.target.lanes(op.operands[0].type.dtype.name)
             elif op.name == "loop.sort":
                 n = op.operands[0].type.numel
                 cost += 10.0 * n * max(1, n.bit_length())

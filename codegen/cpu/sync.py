@@ -94,6 +94,9 @@ def touched(op: Op) -> list[tuple[Value, bool]]:
             elif o.name == "loop.sort":
                 for v in o.operands:
                     found[base.get(v, v), True] = None
+            elif o.name == "loop.contract":
+                for v, write in zip(o.operands, (True, False, False)):
+                    found[base.get(v, v), write] = None
             for r in o.regions:
                 visit(r)
     for r in op.regions:

@@ -347,6 +347,45 @@ class KernelEmitter:
         # @SCRATCH@: the size of a work-item's part, known only at the end
         return f"(scratch + (size_t)get_global_id(0) * @SCRATCH@ + {at})"
 
+    def op_contract(self, op: Op) -> None:
+        """A contraction inside an iteration: plain loops over the result, a sum inside."""
+        out, lhs, rhs = op.operands
+        names = [op.attrs[x] for x in ("out", "lhs", "rhs")]
+        sizes = {c: n for text, v in zip(names, op.operands) for c, n in zip(text, v.type.shape)}
+        for b in op.operands:
+            if b not in self.names:
+                self.outer(b)
+        at = {c: self.fresh("i") for c in sizes}
+        dtype = out.type.dtype
+        acc_type = "float" if narrow(dtype) else REGISTER[dtype.name]
+
+        def place(b: Value, text: str) -> str:
+            return " + ".join(f"(long){at[c]} * {s}" for c, s in zip(text, b.type.element_strides) if s) or "0"
+
+        def loops(letters: list[str]) -> None:
+            for c in letters:
+                self.line(f"for (int {at[c]} = 0; {at[c]} < {sizes[c]}; {at[c]}++) {{")
+                self.depth += 1
+
+        def close(letters: list[str]) -> None:
+            for _ in letters:
+                self.depth -= 1
+                self.line("}")
+        kept, summed = list(names[0]), [c for c in sizes if c not in names[0]]
+        loops(kept)
+        acc = self.fresh("a")
+        self.line(f"{acc_type} {acc} = 0;")
+        loops(summed)
+        x, y = (ctext.load(self.names[b], place(b, text), b.type.dtype, self.h) for b, text in ((lhs, names[1]), (rhs, names[2])))
+        fused = dtype.is_float and (self.caps.fma or narrow(dtype))
+        self.line(f"{acc} = fma({x}, {y}, {acc});" if fused else f"{acc} += ({acc_type}){x} * ({acc_type}){y};")
+        close(summed)
+        if op.attrs.get("accumulate"):
+            self.line(f"{acc} = {ctext.load(self.names[out], place(out, names[0]), dtype, self.h)} + {acc};")
+        value = round_to(acc, dtype, self.h) if narrow(dtype) else acc
+        self.line(ctext.store(value, self.names[out], place(out, names[0]), dtype, self.h))
+        close(kept)
+
     # ---- control ----
     def index_variable(self, op: Op, v: Value, step: int) -> tuple[str, str, str, str]:
         """Declares a loop's index: its C type, name and bounds."""

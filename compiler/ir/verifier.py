@@ -3,7 +3,8 @@
 1. structure: a block ends in its terminator and has it nowhere else; an op has the regions its row says; owners are right;
 2. dominance: an operand is defined before its use in its block or an enclosing one (functions see only their own values);
 3. types: the row's inference gives the recorded result types; returns match the function; calls match their callee; no recursion;
-4. legality: every op is allowed at the module's stage; types are static from the tensor stage on.
+4. legality: every op is allowed at the module's stage; types are static from the tensor stage on; what must not stand inside a
+   loop.parallel does not (docs/ARCHITECTURE.md, 4).
 """
 from __future__ import annotations
 
@@ -54,6 +55,8 @@ class _Verifier:
             got = [v.type for v in f.returns.operands]
             if got != list(f.result_types):
                 self.error(f.returns, f"returns ({_text(got)}), declared ({_text(f.result_types)})")
+        if any(isinstance(a.type, BufferType) for a in f.args):
+            self.nesting(f.body, None)
         for pair in f.attrs.get("donate", []):
             n_args = len(f.args)
             n_res = f.attrs.get("n_outputs", len(f.result_types))
@@ -90,6 +93,20 @@ class _Verifier:
                     self.error(op, "a result's owner is another op")
                 self.static(op, r)
             scope.update(op.results)
+
+    def nesting(self, block: Block, where: str | None) -> None:
+        """`where`: None at the host level, "parallel" in an iteration, "lanes" in a loop whose iterations may be lanes of a vector."""
+        for op in block.ops:
+            if where and op.name in ("loop.parallel", "loop.call", "loop.copy", "loop.constant"):
+                self.error(op, "not allowed inside a loop.parallel")
+            if where == "lanes" and op.name == "loop.contract":
+                self.error(op, "not allowed inside an independent loop or a reduction")
+            if where and op.name == "loop.contract" and op.regions:
+                self.error(op, "a contraction inside a loop.parallel has no epilogue: what follows is written after it")
+            lanes = op.name == "loop.reduce" or (op.name == "loop.for" and op.attrs.get("independent"))
+            inside = where and ("lanes" if lanes else where)
+            for r in op.regions:
+                self.nesting(r, "parallel" if op.name == "loop.parallel" else inside)
 
     def types(self, op: Op, row) -> None:
         if any(not r.ops for r in op.regions):

@@ -1,0 +1,283 @@
+"""tensor.attention and its gradient as kernels over blocks: scores, mask, softmax and products stay in private memory.
+
+The online form (Milakov and Gimelshein 2018, FlashAttention: Dao et al. 2022): one iteration of a loop.parallel takes a block of queries of
+one batch element through all blocks of keys it sees, keeping for each query the largest score so far, the sum of exponentials relative to it
+and the weighted sum of values. The gradient goes through pairs of blocks and computes the probabilities again. Blocks of keys beyond the
+causal diagonal or the run-time length are skipped. Sizes follow from the shapes alone, and with them the order of every sum.
+"""
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from ..compiler.ir.core import Block, Op, Value
+from ..compiler.ir.types import BufferType
+from .cost import ATTENTION_KEYS, ATTENTION_QUERIES
+from .lower_buffers import Storage
+from .lower_kernel import Kernel, Scope
+
+INF = float("inf")
+
+
+@dataclass
+class Side:
+    """One dim of tokens, cut into `count` blocks of `size` and a last one of `rest`."""
+
+    total: int
+    size: int
+
+    @property
+    def count(self) -> int:
+        return self.total // self.size
+
+    @property
+    def rest(self) -> int:
+        return self.total % self.size
+
+
+class Emit:
+    """A kernel over (batch dims, `blocks`), with what attention kernels are made of. `at` are the batch indices, `block` the last one."""
+
+    def __init__(self, op: Op, batch: tuple[int, ...], blocks: int, length: Storage | None, host):
+        self.op, self.loc = op, op.loc
+        sizes = [*batch, blocks]
+        self.k = k = Kernel([n for n in sizes if n != 1] or [1], op.loc)
+        args = iter(k.indices)
+        at = [k.index(0) if n == 1 else next(args) for n in sizes]
+        self.at, self.block = tuple(at[:-1]), at[-1]
+        self.dtype = op.operands[0].type.dtype
+        self.t, self.s = op.operands[0].type.shape[-2], op.operands[1].type.shape[-2]
+        self.causal, self.scale = op.attrs["causal"], op.attrs["scale"]
+        self.length = None if length is None else k.emit("loop.load", [host.buffer(length)], None, self.loc, k.root).result
+        self.masked = self.causal or length is not None
+
+    # ---- scalars ----
+    def number(self, x: float) -> Value:
+        return self.k.constant(x, self.dtype)
+
+    def op2(self, name: str, x: Value, y: Value) -> Value:
+        return self.k.pure("scalar." + name, [x, y], None, self.loc)
+
+    def op1(self, name: str, x: Value) -> Value:
+        return self.k.pure("scalar." + name, [x], None, self.loc)
+
+    def select(self, c: Value, x: Value, y: Value) -> Value:
+        return self.k.pure("scalar.select", [c, x, y], None, self.loc)
+
+    def compare(self, predicate: str, x: Value, y: Value) -> Value:
+        return self.k.pure("scalar.compare", [x, y], {"predicate": predicate}, self.loc)
+
+    def finite(self, x: Value) -> Value:
+        """x, or 0 where it is infinite."""
+        return self.select(self.compare("lt", self.op1("abs", x), self.number(INF)), x, self.number(0.0))
+
+    # ---- memory ----
+    def private(self, *shape: int) -> Value:
+        return self.k.emit("loop.alloc", [], {"type": BufferType(self.dtype, shape)}, self.loc, self.k.root).result
+
+    def rows(self, s: Storage, start: Value | None, size: int, scope: Scope) -> Value:
+        """Rows start..start+size of this iteration's matrix (or of its vector, one dim less)."""
+        k, n = self.k, len(self.at)
+        offset = k.index(s.offset) if isinstance(s.offset, int) else s.offset
+        for i, stride in zip(self.at, s.strides):
+            offset = k.add(offset, k.mul(i, stride))
+        if start is not None:
+            offset = k.add(offset, k.mul(start, s.strides[n]))
+        return k.emit("loop.view", [s.buffer, offset], {"shape": [size, *s.shape[n + 1:]], "strides": list(s.strides[n:])}, self.loc, scope).result
+
+    def load(self, buffer: Value, at: list[Value], scope: Scope) -> Value:
+        return self.k.emit("loop.load", [buffer, *at], None, self.loc, scope).result
+
+    def store(self, x: Value, buffer: Value, at: list[Value], scope: Scope) -> None:
+        self.k.emit("loop.store", [x, buffer, *at], None, self.loc, scope)
+
+    def contract(self, out: Value, x: Value, y: Value, text: str, scope: Scope, accumulate: bool = False) -> None:
+        """`text`: "mn,mk,nk" for out, x, y."""
+        o, a, c = text.split(",")
+        self.k.emit("loop.contract", [out, x, y], {"out": o, "lhs": a, "rhs": c, "accumulate": accumulate}, self.loc, scope)
+
+    # ---- control ----
+    def loop(self, scope: Scope, lo: Value, hi: Value, body: Callable[[Value, Scope], None], independent: bool = False) -> None:
+        inner = self.k.open(scope)
+        body(inner.block.args[0], inner)
+        self.k.close(inner, "loop.for", [lo, hi], {"step": 1, **({"independent": True} if independent else {})}, [], self.loc)
+
+    def each(self, scope: Scope, n: int, body: Callable[[Value, Scope], None]) -> None:
+        """Independent iterations, for lanes."""
+        self.loop(scope, self.k.index(0), self.k.index(n), body, True)
+
+    def reduce(self, scope: Scope, n: int, kind: str, body: Callable[[Value, Scope], Value]) -> Value:
+        inner = self.k.open(scope)
+        x = body(inner.block.args[0], inner)
+        return self.k.close(inner, "loop.reduce", [self.k.index(0), self.k.index(n)], {"kinds": [kind]}, [x], self.loc)[0]
+
+    def when(self, scope: Scope, cond: Value, body: Callable[[Scope], None]) -> None:
+        inner = Scope(scope, Block([]))
+        body(inner)
+        other = Block([])
+        for b in (inner.block, other):
+            b.append(Op("scf.yield", [], {}, (), (), self.loc))
+        scope.block.append(Op("loop.if", [cond], {}, (), [inner.block, other], self.loc))
+
+    def zero(self, scope: Scope, buffer: Value) -> None:
+        n, d = buffer.type.shape
+        self.loop(scope, self.k.index(0), self.k.index(n), lambda i, s: self.each(s, d, lambda j, s2: self.store(self.number(0.0), buffer, [i, j], s2)))
+
+    # ---- which keys are seen ----
+    def edge(self, row: Value) -> Value:
+        """The number of keys (from the first on; perhaps <= 0 or > s) that query `row` sees."""
+        k = self.k
+        if not self.causal:
+            return self.length if self.length is not None else k.index(self.s)
+        n = self.length if self.length is not None else k.index(self.s)
+        return k.add(k.add(n, row), 1 - self.t)
+
+    def blocks(self, scope: Scope, last: Value, keys: Side, body: Callable[[Value, int, Scope], None]) -> None:
+        """body(first key, size, scope) for the blocks of keys that query `last`, or an earlier one, sees."""
+        k = self.k
+        edge = k.clamp(self.edge(last), 0, self.s)
+        if keys.count:
+            hi = k.index(keys.count)
+            if self.masked:
+                hi = self.op2("min", hi, k.div(k.add(edge, keys.size - 1), keys.size))
+            self.loop(scope, k.index(0), hi, lambda c, inner: body(k.mul(c, keys.size), keys.size, inner))
+        if keys.rest:
+            first = keys.count * keys.size
+            rest = lambda inner: body(k.index(first), keys.rest, inner)
+            if self.masked and first:
+                self.when(scope, self.compare("gt", edge, k.index(first)), rest)
+            else:
+                rest(scope)
+
+    def masked_score(self, s: Value, i: Value, j: Value, seen: Value, scope: Scope) -> Value:
+        """The scaled score of row i and column j of a block, -inf from column `seen` on."""
+        x = self.op2("mul", self.load(s, [i, j], scope), self.number(self.scale))
+        return self.select(self.compare("lt", j, seen), x, self.number(-INF)) if self.masked else x
+
+    def emit(self, host) -> None:
+        host.block.append(self.k.finish())
+
+
+def _sides(op: Op) -> tuple[Side, Side]:
+    t, s = op.operands[0].type.shape[-2], op.operands[1].type.shape[-2]
+    return Side(t, min(t, ATTENTION_QUERIES)), Side(s, min(s, ATTENTION_KEYS))
+
+
+def _length(body, op: Op, n: int) -> Storage | None:
+    return body.in_memory(op.operands[n], op.loc) if len(op.operands) > n else None
+
+
+def attention(body, op: Op, pos: int) -> None:
+    """One kernel over the whole blocks of queries, and one over what is left of them."""
+    q, k, v = (body.in_memory(x, op.loc) for x in op.operands[:3])
+    length = _length(body, op, 3)
+    o = body.env[op.results[0]] = body.product_place(op.results[0], pos, op.loc)
+    lse = None
+    if op.results[1] in body.users or op.results[1] in body.wanted:
+        lse = body.env[op.results[1]] = body.destination(op.results[1], pos, op.loc)
+    queries, keys = _sides(op)
+    for blocks, size, first in ((queries.count, queries.size, 0), (1, queries.rest, queries.count * queries.size)):
+        if blocks and size:
+            e = Emit(op, op.operands[0].type.shape[:-2], blocks, length, body.host)
+            _forward(e, e.k.add(e.k.mul(e.block, size), first), size, keys, q, k, v, o, lse)
+            e.emit(body.host)
+
+
+def _forward(e: Emit, row: Value, size: int, keys: Side, q: Storage, k: Storage, v: Storage, o: Storage, lse: Storage | None) -> None:
+    root, index, d = e.k.root, e.k.index, v.shape[-1]
+    single = keys.count + bool(keys.rest) == 1
+    total, top, sums = e.private(size), e.private(size), e.private(size, d)
+    rows = e.rows(q, row, size, root)
+
+    def start(i: Value, s: Scope) -> None:
+        e.store(e.number(-INF), top, [i], s)
+        e.store(e.number(0.0), total, [i], s)
+    e.each(root, size, start)
+    e.zero(root, sums)
+    scores = {n: e.private(size, n) for n in (keys.size if keys.count else 0, keys.rest) if n}
+
+    def block(first: Value, n: int, scope: Scope) -> None:
+        s = scores[n]
+        e.contract(s, rows, e.rows(k, first, n, scope), "mn,mk,nk", scope)
+
+        def softmax(i: Value, inner: Scope) -> None:
+            seen = e.op2("sub", e.edge(e.k.add(row, i)), first)
+            here = e.reduce(inner, n, "max", lambda j, sc: e.masked_score(s, i, j, seen, sc))
+            old = e.load(top, [i], inner)
+            new = e.op2("max", old, here)
+            base = e.finite(new)
+            e.each(inner, n, lambda j, sc: e.store(e.op1("exp", e.op2("sub", e.masked_score(s, i, j, seen, sc), base)), s, [i, j], sc))
+            add = e.reduce(inner, n, "add", lambda j, sc: e.load(s, [i, j], sc))
+            e.store(new, top, [i], inner)
+            if single:
+                e.store(add, total, [i], inner)
+                return
+            factor = e.op1("exp", e.op2("sub", old, base))
+            e.store(e.op2("add", e.op2("mul", e.load(total, [i], inner), factor), add), total, [i], inner)
+            e.each(inner, d, lambda j, sc: e.store(e.op2("mul", e.load(sums, [i, j], sc), factor), sums, [i, j], sc))
+        e.loop(scope, index(0), index(size), softmax)
+        e.contract(sums, s, e.rows(v, first, n, scope), "mn,mk,kn", scope, accumulate=True)
+
+    e.blocks(root, e.k.add(row, size - 1), keys, block)
+    out = e.rows(o, row, size, root)
+
+    def finish(i: Value, s: Scope) -> None:
+        x = e.load(total, [i], s)
+        e.each(s, d, lambda j, sc: e.store(e.op2("div", e.load(sums, [i, j], sc), x), out, [i, j], sc))
+    e.loop(root, index(0), index(size), finish)
+    if lse is not None:
+        to = e.rows(lse, row, size, root)
+        e.each(root, size, lambda i, s: e.store(e.op2("add", e.finite(e.load(top, [i], s)), e.op1("log", e.load(total, [i], s))), to, [i], s))
+
+
+def attention_grad(body, op: Op, pos: int) -> None:
+    """One kernel: an iteration per batch element, which goes through all pairs of blocks."""
+    q, k, v, lse, do, delta = (body.in_memory(x, op.loc) for x in op.operands[:6])
+    length = _length(body, op, 6)
+    places = []
+    for r in op.results:
+        place = body.env[r] = body.product_place(r, pos, op.loc)
+        places.append(place)
+    dq, dk, dv = places
+    queries, keys = _sides(op)
+    e = Emit(op, op.operands[0].type.shape[:-2], 1, length, body.host)
+    root, kk = e.k.root, e.k
+    for s in places:
+        e.zero(root, e.rows(s, None, s.shape[-2], root))
+    pairs = [(m, n) for m in (queries.size, queries.rest) for n in (keys.size, keys.rest) if m and n]
+    scores = {p: (e.private(*p), e.private(*p)) for p in pairs}
+
+    def rows(row: Value, m: int, scope: Scope) -> None:
+        qr, gr, dqr = (e.rows(s, row, m, scope) for s in (q, do, dq))
+        lr, er = (e.rows(s, row, m, scope) for s in (lse, delta))
+
+        def block(first: Value, n: int, inner: Scope) -> None:
+            p, g = scores[m, n]
+            kb, vb, dkb, dvb = (e.rows(s, first, n, inner) for s in (k, v, dk, dv))
+            e.contract(p, qr, kb, "mn,mk,nk", inner)
+            e.contract(g, gr, vb, "mn,mk,nk", inner)
+
+            def softmax(i: Value, sc: Scope) -> None:
+                seen = e.op2("sub", e.edge(kk.add(row, i)), first)
+                log, dlt = e.load(lr, [i], sc), e.load(er, [i], sc)
+
+                def one(j: Value, s: Scope) -> None:
+                    x = e.op1("exp", e.op2("sub", e.masked_score(p, i, j, seen, s), log))
+                    y = e.op2("mul", e.op2("mul", x, e.op2("sub", e.load(g, [i, j], s), dlt)), e.number(e.scale))
+                    e.store(x, p, [i, j], s)
+                    e.store(y, g, [i, j], s)
+                e.each(sc, n, one)
+            e.loop(inner, kk.index(0), kk.index(m), softmax)
+            e.contract(dvb, p, gr, "mn,km,kn", inner, accumulate=True)
+            e.contract(dkb, g, qr, "mn,km,kn", inner, accumulate=True)
+            e.contract(dqr, g, kb, "mn,mk,kn", inner, accumulate=True)
+        e.blocks(scope, kk.add(row, m - 1), keys, block)
+
+    if queries.count:
+        e.loop(root, kk.index(0), kk.index(queries.count), lambda r, s: rows(kk.mul(r, queries.size), queries.size, s))
+    if queries.rest:
+        rows(kk.index(queries.count * queries.size), queries.rest, root)
+    e.emit(body.host)
+
+
+ATTENTION = {"tensor.attention": attention, "tensor.attention_grad": attention_grad}
