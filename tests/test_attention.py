@@ -188,18 +188,6 @@ def test_the_same_bits_for_any_number_of_threads(program):
         assert all(np.array_equal(a, b) for a, b in zip(one, other))
 
 
-def test_opencl_agrees(program):
-    from engram.codegen.opencl import device
-    ok, why = device.available()
-    if not ok:
-        pytest.skip(f"no OpenCL device: {why}")
-    args = arrays((2, 70, 8), (2, 140, 8), (2, 140, 8))
-    for name, kind in (("masked", None), ("loss", ["q", "k", "v"])):
-        m = module_of(program, name, args, kind)
-        e = next(iter(m.attrs["entries"]))
-        close(driver.build(m, "opencl").call(e, args), driver.build(m, "cpu").call(e, args))
-
-
 def test_operands_are_checked():
     from engram.compiler.ir.builder import Builder
     from engram.compiler.ir.core import Block
