@@ -27,8 +27,14 @@ def lower(module: Module, to: str = "loop", options: Options | None = None) -> M
     return run(clone_module(module), PIPELINES[to](), options)
 
 
-def build(module: Module, backend: str = "cpu", threads: int | None = None, options: Options | None = None) -> Program:
-    """Compile a module of the front end for a backend. `threads` (cpu only): None takes all cores."""
+def build(module: Module, backend: str = "cpu", threads: int | None = None, options: Options | None = None, inference: bool = False) -> Program:
+    """Compile a module of the front end for a backend. `threads` (cpu only): None takes all cores. `inference`: parameters (the arguments that entries
+    list in `weights`) come as the same arrays call after call, and cheap ones are packed once."""
+    if inference and backend != "interp" and any("weights" in f.attrs for f in module.funcs.values()):
+        module, packs = _packed_once(module)
+        if packs:
+            from .prepacked import Prepacked
+            return Prepacked(build(module, backend, threads, options), packs, backend, lambda m: build(m, backend, threads))
     if backend == "interp":
         from ..interp.interpreter import Interpreter
         return Interpreter(_fits(lower(module, "definition", options)))
@@ -38,6 +44,15 @@ def build(module: Module, backend: str = "cpu", threads: int | None = None, opti
         from ..codegen.opencl.program import OpenClProgram
         return _watched(OpenClProgram(_fits(lower(module, "loop", options)), profile=_profiler(options) is not None), options)
     raise ValueError(f"unknown backend {backend!r}: expected one of {', '.join(BACKENDS)}")
+
+
+def _packed_once(module: Module):
+    """The module with packed weights as arguments, and which these are."""
+    from ..passes.prepack import Prepack
+    from ..passes.quantize import Quantize
+    module = run(clone_module(module), [Quantize(), Prepack()])
+    return module, {n: [(i, f.args[i].type, weight, contract) for i, weight, contract in f.attrs["packs"]]
+                    for n, f in module.funcs.items() if "packs" in f.attrs}
 
 
 def _build_cpu(module: Module, threads: int | None, options: Options | None):

@@ -40,11 +40,13 @@ def optimising() -> list:
     from ..passes.fold import Fold
     from ..passes.hoist import Hoist
     from ..passes.inline import Inline
+    from ..passes.integer_dots import IntegerDots
     return [
         Dce(),                   # gradients leave unused forward values
         Inline(),                # before the rest: it brings producers and consumers together
         Canonicalize(),
         Fold(evaluate_op),       # the interpreter's evaluator: folding is the definition itself
+        IntegerDots(),           # before merging: a matrix that several products use is packed once
         Cse(),
         Hoist(),                 # after merging: products of a scan's inputs leave the loop once
         Canonicalize(),          # merging shows new identities

@@ -79,11 +79,17 @@ class Parameters(MutableMapping):
 
 
 class Model:
-    """A layer of a program, made with the given arguments: `Model("mlp.nn", "Mlp", 64, 128, 10, seed=0)`."""
+    """A layer of a program, made with the given arguments: `Model("mlp.nn", "Mlp", 64, 128, 10, seed=0)`.
+
+    `quantize`: "ternary", "int4", "int8" or "pow2(n)" makes every product with a matrix of parameters one of small integers, the weights packed
+    once for calls; `fit` learns through it (straight to the stored floats).
+    """
 
     def __init__(self, path_or_source: str | os.PathLike, layer: str, *args, seed: int = 0, backend: str = "cpu",
-                 threads: int | None = None, **kwargs):
+                 threads: int | None = None, quantize: str | None = None, **kwargs):
+        from .cheap import checked
         from .frontend import instantiate
+        self._quantize = checked(quantize)
         self._backend, self._threads, self.seed = checked_backend(backend), threads, int(seed)
         self._program, self._source = load_with_text(path_or_source)
         self._layer, self._args, self._kwargs = layer, args, kwargs
@@ -168,8 +174,10 @@ class Model:
         if key not in self._forwards:
             from .compiler import driver
             from .frontend import elaborate_call
+            from .cheap import mark_call
             e = elaborate_call(self._instance, kwargs=types)
-            self._forwards[key] = (driver.build(e.module, self._backend, threads=self._threads), e)
+            mark_call(e, self._quantize)
+            self._forwards[key] = (driver.build(e.module, self._backend, threads=self._threads, inference=True), e)
         program, e = self._forwards[key]
         results = program.call(e.entry, entry_arguments(e, arrays, self._for_call(program, e), self._key))
         out = []
@@ -333,7 +341,7 @@ class Model:
         block = self._plan.block(self._text(), epochs, batch, self.seed)
         program = load_program(self._program.file, f"{self._source}\n{block}")
         plan = train_plan(program, BLOCK, given={BLOCK: Dataset("data", fields)})
-        trainer = Trainer(plan, self._backend, self._threads)
+        trainer = Trainer(plan, self._backend, self._threads, quantize=self._quantize)
         trainer.initialise(self.seed)
         if old is not None:
             trainer.set_values(old.values(kinds=("own",)), kinds=("own",))

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from . import host_objects as H
+from .cheap import checked, mark_call
 from .compiler.diagnostics import CompileError, Diagnostic, did_you_mean, error
 from .compiler.ir import TensorType
 from .datasets import Dataset, DatasetError
@@ -45,8 +46,9 @@ class RunBlock:
     here are noted there."""
 
     def __init__(self, program, block: A.Run, overrides: Mapping[str, Any] | None = None, backend: str = "cpu", threads: int | None = None,
-                 seed: int | None = None, weights: str | None = None, out=None, options=None, absent: list | None = None):
-        self.program, self.block = program, block
+                 seed: int | None = None, weights: str | None = None, out=None, options=None, absent: list | None = None,
+                 quantize: str | None = None):
+        self.program, self.block, self._quantize = program, block, checked(quantize)
         self.backend, self.threads, self.options = backend, threads, options
         self.overrides = dict(overrides or {})
         settings = {s.target.id: s for s in block.stmts if _is_setting(s)}
@@ -415,14 +417,15 @@ class RunBlock:
             if not e.results and len(e.module.funcs[e.entry].body.ops) == 1:          # known when compiling
                 return unflatten(e.spec, ())
             if not self.checking:
-                found = (e, self._build(e.module), *found[2:])
+                mark_call(e, self._quantize)
+                found = (e, self._build(e.module, inference=True), *found[2:])
             if key is not None:
                 self._compiled[key] = found
         return self._run(found[0], found[1], given)
 
-    def _build(self, module):
+    def _build(self, module, inference: bool = False):
         from .compiler import driver
-        return driver.build(module, self.backend, threads=self.threads, options=self.options)
+        return driver.build(module, self.backend, threads=self.threads, options=self.options, inference=inference)
 
     def _run(self, e, program, given: dict) -> Any:
         self._effects += any(r.kind != "result" for r in e.results)

@@ -122,16 +122,22 @@ class Interrupts:
 class Trainer:
     """One plan on one backend, with the current values of its slots (parameters, state, the rules' own state)."""
 
-    def __init__(self, plan, backend: str = "cpu", threads: int | None = None, options=None):
-        from .compiler import driver
+    def __init__(self, plan, backend: str = "cpu", threads: int | None = None, options=None, quantize: str | None = None):
+        from .cheap import checked
+        self._quantize = checked(quantize)
         self.plan, self.backend, self.options = plan, backend, options
         self._threads = threads
-        self._build = lambda module: driver.build(module, backend, threads=threads, options=options)
         self._programs: list[tuple[Any, Any]] = []           # (module, program): a phase may have a module of its own
         self._measures: dict[int, tuple[Any, str]] = {}
         self.slots: list[Any] | None = None
         self._owner = None                                   # the program whose handles the slots are
         self.stale = False                                   # someone else holds newer weights
+
+    def _build(self, module):
+        from .cheap import mark_plan
+        from .compiler import driver
+        mark_plan(module, self.plan, self._quantize)
+        return driver.build(module, self.backend, threads=self._threads, options=self.options)
 
     @property
     def threads(self) -> int | None:

@@ -29,6 +29,7 @@ def builtin_scope() -> Scope:
     """The outermost scope of every program."""
     from . import (  # noqa: F401
         builtins_activation,
+        builtins_cheap,
         builtins_conv,
         builtins_fn,
         builtins_index,

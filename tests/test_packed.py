@@ -1,4 +1,5 @@
 """Cheap weights: packed codes and integer products against NumPy on every kind of processor; straight-through gradients; what the loop stage holds."""
+import engram as eg
 import numpy as np
 import pytest
 from engram.codegen.cpu.compile import optimise_and_emit
@@ -139,3 +140,60 @@ def test_gradients_pass_straight_through():
     top = np.abs(x).max(1, keepdims=True)
     np.testing.assert_allclose(got[0], g @ q.T, rtol=1e-4, atol=1e-4)
     np.testing.assert_allclose(got[1], (np.round(127 * x / top) * top / 127).T @ g, rtol=1e-4, atol=1e-4)
+
+
+# ---- as users say it ----
+
+def forward(model, x, weight):
+    """NumPy's idea of PROGRAM with quantised weights."""
+    p = {k: v.astype(float) for k, v in model.parameters.items()}
+    h = np.maximum(definition(x.astype(float), p["a.w"], weight) + p["a.b"], 0)
+    return definition(h, p["b.w"], weight)
+
+
+@pytest.mark.parametrize("backend", ["cpu", "interp"])
+@pytest.mark.parametrize("weight", ["ternary", "int8", "pow2(7)", "int4"])
+def test_a_float_model_is_quantised_on_request(weight, backend):
+    m = eg.Model(PROGRAM, "Net", quantize=weight, backend=backend)
+    x = RNG.standard_normal((5, 12)).astype(np.float32)
+    np.testing.assert_allclose(m(x), forward(m, x, weight), rtol=1e-4, atol=2e-2)
+    assert np.abs(m(x) - eg.Model(PROGRAM, "Net", backend=backend)(x)).max() > 1e-4
+
+
+def test_declared_weights_and_the_option_agree():
+    x = RNG.standard_normal((4, 12)).astype(np.float32)
+    a = eg.Model(PROGRAM.replace("weight = f32", "weight = ternary"), "Net", seed=3)
+    np.testing.assert_array_equal(a(x), eg.Model(PROGRAM, "Net", seed=3, quantize="ternary")(x))
+
+
+def test_weights_are_packed_once_and_again_when_they_change():
+    m = eg.Model(PROGRAM, "Net", quantize="ternary")
+    x = RNG.standard_normal((2, 12)).astype(np.float32)
+    y = m(x)
+    (_, e), = m._forwards.values()
+    loop = driver.lower(driver._packed_once(e.module)[0])
+    assert [op.name for op in loop.walk() if "pack" in op.name] == ["loop.contract_packed"] * 2
+    read = {v for op in loop.walk() for v in op.operands}
+    stored = [v for v in loop.funcs[e.entry].args if v.name in ("a.w", "b.w")]
+    assert len(stored) == 2 and not read & set(stored)                # the floats are arguments that nothing reads
+    m.parameters["a.w"] = -m.parameters["a.w"]
+    z = m(x)
+    assert not np.array_equal(y, z)
+    np.testing.assert_allclose(z, forward(m, x, "ternary"), rtol=1e-4, atol=2e-2)
+    m.parameters["a.w"] = -m.parameters["a.w"]
+    np.testing.assert_array_equal(m(x), y)
+
+
+def test_quantised_training_learns():
+    x = RNG.standard_normal((256, 12)).astype(np.float32)
+    y = np.argmax(x[:, :3], axis=1)
+    m = eg.Model(PROGRAM, "Net", quantize="ternary")
+    m.compile(loss="cross_entropy", optimizer=eg.Adam(1e-2), metrics=["accuracy"])
+    h = m.fit(x, y, epochs=25, batch_size=32, verbose=0)
+    assert h.history["accuracy"][-1] > 0.9 and h.history["loss"][-1] < h.history["loss"][0] / 2
+    np.testing.assert_allclose(m.evaluate(x, y)["accuracy"], np.mean(np.argmax(m(x), axis=1) == y), atol=1e-6)
+
+
+def test_an_unknown_weight_is_named():
+    with pytest.raises(ValueError, match=r"quantize: expected ternary, int4, int8 or pow2\(n\), got 'int3'"):
+        eg.Model(PROGRAM, "Net", quantize="int3")

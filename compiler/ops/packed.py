@@ -6,7 +6,6 @@ of the step. What is beyond k and n has the code of the value 0. So a vector of 
 """
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 from ..ir.types import BufferType, TensorType, f32, i8, i16, i32, row_major, u8, u32
@@ -74,8 +73,8 @@ def codes(b, w, weight: str):
     dtype = fmt.memory[1]
     if weight.startswith("pow2("):
         return _powers(b, w, levels, dtype)
-    if weight == "ternary":                                    # BitNet b1.58: scale by the mean, round to -1, 0, 1
-        scale = b.max(b.div(b.sum(b.abs(w), dims), float(math.prod(w.type.shape))), 1e-12)
+    if weight == "ternary":                                    # BitNet b1.58: scale by the mean, round to -1, 0, 1 (a generic function is only checked)
+        scale = b.max(b.div(b.sum(b.abs(w), dims), float(w.type.numel) if isinstance(w.type.numel, int) else 1.0), 1e-12)
     else:
         scale = b.div(b.max(b.reduce("max", b.abs(w), dims), 1e-30), float(levels))
     q = b.round(b.div(w, b.broadcast(scale, w.type.shape)))

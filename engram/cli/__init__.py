@@ -62,6 +62,7 @@ def parser() -> argparse.ArgumentParser:
     c.add_argument("--seed", type=int, metavar="S", help="the seed of initial weights, split and shuffling (default: the program's, else 0)")
     _settings(c)
     c.add_argument("--weights", metavar="F", help="start from these weights (safetensors, or llama2.c's .bin)")
+    _quantize(c)
     c.add_argument("--out", metavar="DIR", help="where metrics.json, weights.safetensors and curve.png go (default: out/NAME)")
     c.add_argument("--quiet", "-q", action="store_true", help="print the result only")
     c.add_argument("--profile", action="store_true", help="the time of every kernel, with its line, FLOP/s, bytes/s and what bounds it (all of it: profile.json)")
@@ -83,6 +84,7 @@ def parser() -> argparse.ArgumentParser:
     c.add_argument("--fn", metavar="F", help="a function, layer call or train block (default: the first train block, else the first function)")
     c.add_argument("--dims", metavar="B=32,T=8", default="", help="values of named dimensions (default: 8)")
     c.add_argument("--diff", action="store_true", help="with --after: what that pass changed, as a diff; alone: what each pass changed")
+    _quantize(c)
     c.add_argument("--no-locs", action="store_true", help="without source locations")
     c.add_argument("--full", action="store_true", help="print large constants in full, so that the text can be read back")
     _settings(c)
@@ -121,6 +123,18 @@ def parser() -> argparse.ArgumentParser:
 def _machine(p: argparse.ArgumentParser) -> None:
     p.add_argument("--backend", choices=BACKENDS, default="cpu", help="where to run (default: %(default)s)")
     p.add_argument("--threads", type=_threads, metavar="N", help="cpu threads (default: all cores)")
+
+
+def _quantize(p: argparse.ArgumentParser) -> None:
+    p.add_argument("--quantize", type=_weight, metavar="W", help="make the parameters that products use ternary, int4, int8 or pow2(n)")
+
+
+def _weight(text: str) -> str:
+    from ..cheap import checked
+    try:
+        return checked(text)
+    except ValueError as e:
+        raise argparse.ArgumentTypeError(str(e).removeprefix("quantize: ")) from None
 
 
 def _settings(p: argparse.ArgumentParser) -> None:

@@ -33,6 +33,9 @@ def ir_command(args) -> int:
         print(dump(program.main.tree, spans=not args.no_locs))
         return OK
     target = targets(program, args.fn, dims(args.dims), 8, settings(args.set))[0]
+    if args.quantize and target.plan is not None:
+        from ..cheap import mark_plan
+        mark_plan(target.module, target.plan, args.quantize)
     options = pass_options(args)
     if args.diff:
         options.print_diff, options.out = True, sys.stdout

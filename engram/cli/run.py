@@ -27,7 +27,8 @@ def statements(program, block, overrides: dict, args) -> int:
     from ..compiler.diagnostics import render
     from ..run_block import RunBlock
     profiler = _profiler(args)
-    run = RunBlock(program, block, overrides, args.backend, args.threads, args.seed, args.weights, options=pass_options(args, profiler=profiler))
+    run = RunBlock(program, block, overrides, args.backend, args.threads, args.seed, args.weights, options=pass_options(args, profiler=profiler),
+                   quantize=args.quantize)
     try:
         run.run()
         if profiler is not None:
@@ -55,7 +56,7 @@ def train(program, name: str, overrides: dict, args) -> int:
     seed = int(s.get("seed") or 0)
     learn, held = split(data.n, s.get("holdout"), seed, s.get("limit"), getattr(data, "order", "shuffled"))
     profiler = _profiler(args)
-    trainer = Trainer(plan, args.backend, args.threads, pass_options(args, profiler=profiler))
+    trainer = Trainer(plan, args.backend, args.threads, pass_options(args, profiler=profiler), args.quantize)
     trainer.initialise(seed)
     if weights is not None:
         trainer.set_values(weights, source=args.weights)
