@@ -172,9 +172,9 @@ class Model:
                 types[p.name] = _layer_argument(p, v, arrays)
         key = tuple((n, _hashable(t)) for n, t in types.items())
         if key not in self._forwards:
+            from .cheap import mark_call
             from .compiler import driver
             from .frontend import elaborate_call
-            from .cheap import mark_call
             e = elaborate_call(self._instance, kwargs=types)
             mark_call(e, self._quantize)
             self._forwards[key] = (driver.build(e.module, self._backend, threads=self._threads, inference=True), e)
