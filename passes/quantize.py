@@ -85,15 +85,22 @@ def _product(op: Op, out: Block) -> list[Value] | None:
     w = right_matrix(op)
     if w is None:
         return None
-    turned = False
-    while isinstance(w.owner, Op) and w.owner.name == "tensor.transpose":
-        w, turned = w.owner.operands[0], not turned
+    w, turned = _unturned(w)
     if not isinstance(w.owner, Op) or w.owner.name != "nn.quantize":
         return None
-    weight, w = w.owner.attrs["weight"], w.owner.operands[0]
+    weight = w.owner.attrs["weight"]
+    w, again = _unturned(w.owner.operands[0])              # the codes of a transposed matrix are its codes, transposed
+    turned ^= again
     x, (d,), (c,) = op.operands[0], op.attrs["lhs_contract"], op.attrs["rhs_contract"]
     if not sums_fit(weight, x.type.shape[d]):
         return None
     b = Builder(out, op.loc)
     x = b.transpose(x, [*(i for i in range(x.type.rank) if i != d), d])
     return [b.op("nn.quantized_dot", [x, w], {"weight": weight, "contract": c ^ turned}).result]
+
+
+def _unturned(w: Value) -> tuple[Value, bool]:
+    turned = False
+    while isinstance(w.owner, Op) and w.owner.name == "tensor.transpose":
+        w, turned = w.owner.operands[0], not turned
+    return w, turned
