@@ -2,7 +2,7 @@
 PYTHON ?= python3
 
 .DEFAULT_GOAL := help
-.PHONY: help install test test-quick nightly lint bless docs tables tour examples bench
+.PHONY: help install test test-quick nightly lint bless docs tables tour examples bench scaling
 
 help:            ## print these targets
 	@grep -E '^[a-z-]+: *.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## */  \1	/' | expand -t 16
@@ -39,3 +39,6 @@ examples:        ## run every example on the cpu and on OpenCL
 
 bench:           ## time the headline workloads beside PyTorch and JAX (where they are installed) and write benchmarks/RESULTS.md
 	$(PYTHON) -m engram bench --vs torch,jax --out benchmarks/RESULTS.md
+
+scaling:         ## measure how cost grows with sizes, sequence length, batch and layers, and write benchmarks/SCALING.md
+	$(PYTHON) -m engram bench --scaling --vs torch --out benchmarks/SCALING.md

@@ -29,6 +29,7 @@ class Peer:
     seconds: float | None = None
     ratios: list[float] = field(default_factory=list)        # its time / ours, turn by turn
     difference: float | None = None                          # of the results, relative to their largest magnitude
+    memory: int | None = None                                # bytes of resident memory at most, of its process
     note: str = ""
 
     @property
@@ -45,6 +46,7 @@ class Row:
     spread: tuple[float, float] | None = None
     peers: list[Peer] = field(default_factory=list)
     turns: int = 0
+    memory: int | None = None
     note: str = ""
     parts: list[Part] = field(default_factory=list)          # of the limit
 
@@ -69,6 +71,9 @@ class Row:
             if what == "limit":
                 least = self.limit(limits)
                 ok = None if self.seconds is None or least is None else least / self.seconds >= bar
+            elif what == "memory":
+                theirs = next((p.memory for p in self.peers if p.name == "torch" and p.memory), None)
+                ok = None if theirs is None or self.memory is None else self.memory <= bar * theirs
             elif what in ("most", "least"):
                 ok = None if value is None else value <= bar if what == "most" else value >= bar
             else:
@@ -85,14 +90,18 @@ def number(w: Workload, seconds: float) -> float:
     return {"s": seconds, "ms": seconds * 1e3, "us": seconds * 1e6, "tokens/s": 1 / seconds}[w.unit]
 
 
-def run(w: Workload, peers: list[str], threads: int, cache: int, backend: str = "cpu", say: Callable[[str], None] = lambda text: None) -> Row:
+def run(w: Workload, peers: list[str], threads: int, cache: int, backend: str = "cpu", say: Callable[[str], None] = lambda text: None,
+        budget: float = BUDGET) -> Row:
     """Measure one workload. A side that fails leaves a note in the row; the others go on. `backend` is Engram's."""
     row = Row(w, parts=w.parts(cache))
     for p in peers:
         row.peers.append(Peer(p, note="" if installed(p) else f"{p} is not installed"))
     present = [p for p in row.peers if not p.note]
     try:
-        (_first if w.kind == "first" else _turns)(row, present, threads, backend, say)
+        if w.kind == "first":
+            _first(row, present, threads, backend, say)
+        else:
+            _turns(row, present, threads, backend, say, budget)
     except SideFailed as e:
         row.note = str(e)
     return row
@@ -100,7 +109,7 @@ def run(w: Workload, peers: list[str], threads: int, cache: int, backend: str = 
 
 # ---- work that repeats --------------------------------------------------------------------------------------------------------
 
-def _turns(row: Row, peers: list[Peer], threads: int, backend: str, say) -> None:
+def _turns(row: Row, peers: list[Peer], threads: int, backend: str, say, budget: float) -> None:
     w, sides, units = row.workload, {}, {}
     try:
         for name in ["engram", *(p.name for p in peers)]:
@@ -116,7 +125,7 @@ def _turns(row: Row, peers: list[Peer], threads: int, backend: str, say) -> None
         _compare(row, sides, peers)
         plans = {name: _plan(side, units[name]) for name, side in sides.items()}
         say(f"{w.name}: in turns")
-        _take_turns(row, sides, plans, peers)
+        _take_turns(row, sides, plans, peers, budget)
     finally:
         for side in sides.values():
             side.close()
@@ -176,11 +185,11 @@ def _plan(side: Side, unit: int) -> tuple[int, int]:
     return n, 0 if seconds > SLICE else max(unit, n // 8 // unit * unit)
 
 
-def _take_turns(row: Row, sides: dict[str, Side], plans: dict[str, tuple[int, int]], peers: list[Peer]) -> None:
+def _take_turns(row: Row, sides: dict[str, Side], plans: dict[str, tuple[int, int]], peers: list[Peer], budget: float) -> None:
     seconds: dict[str, list[float]] = {name: [] for name in sides}
     began = time.perf_counter()
     for turn in range(TURNS[1]):
-        if turn >= TURNS[0] and time.perf_counter() - began > BUDGET:
+        if turn >= TURNS[0] and time.perf_counter() - began > budget:
             break
         order = list(sides) if turn % 2 == 0 else list(sides)[::-1]      # so that none is always the first after a pause
         taken = {}
@@ -190,6 +199,9 @@ def _take_turns(row: Row, sides: dict[str, Side], plans: dict[str, tuple[int, in
         for name, s in taken.items():
             seconds[name].append(s)
     _conclude(row, seconds, peers)
+    for name, side in sides.items():
+        found = next((p for p in peers if p.name == name), row)
+        found.memory = side.ask(do="peak_memory")["bytes"]
 
 
 def _conclude(row: Row, seconds: dict[str, list[float]], peers: list[Peer]) -> None:

@@ -59,7 +59,7 @@ class _Training:
             fields = {k: np.tile(v, (repeat,) + (1,) * (v.ndim - 1)) for k, v in fields.items()}
         self.fields, self.where = fields, where
         program = load_program(str(program_path(w.program)))
-        settings = {**w.settings, **({"batch": w.size["batch"]} if "batch" in w.size else {})}
+        settings = {**w.settings, **{setting: w.size[dial] for dial, setting in w.dials.items()}}
         data = Dataset("benchmark", fields)
         self.plan = train_plan(program, w.block, settings, given={name: data for name in ("random", "xor", "text")})
 

@@ -132,6 +132,10 @@ def markdown(r: Report) -> str:
     agreed = [p.difference for row in r.rows for p in row.peers if p.difference is not None and p.seconds is not None]
     if agreed:
         notes.append(f"* Results compared before timing: the largest difference is {max(agreed):.1e} of the largest magnitude in the result.")
+    for row in r.rows:
+        sides = [("Engram", row.memory), *((p.name, p.memory) for p in row.peers)]
+        if "memory" in row.workload.bars and row.memory:
+            notes.append(f"* {row.workload.what}: peak resident memory of the process: " + ", ".join(f"{n} {m / 2**30:.2f} GB" for n, m in sides if m) + ".")
     if not r.peers:
         notes.append("* No peer was asked for: `--vs torch,jax`.")
     lines += ["", *([*notes, ""] if notes else []), "## How", "", HOW.format(slice=SLICE), ""]
@@ -141,10 +145,10 @@ def markdown(r: Report) -> str:
 def as_json(r: Report) -> dict:
     """Everything, as data."""
     def peer(row: Row, p: Peer) -> dict:
-        return {"name": p.name, "seconds": p.seconds, "value": row.value(p.seconds), "ratio": p.ratio, "ratios": p.ratios,
+        return {"name": p.name, "seconds": p.seconds, "value": row.value(p.seconds), "ratio": p.ratio, "ratios": p.ratios, "peak_memory": p.memory,
                 "difference": p.difference if p.difference is None or math.isfinite(p.difference) else None, "note": p.note or None}
     rows = [{"workload": row.workload.name, "what": row.workload.what, "unit": row.unit, "value": row.value(row.seconds), "seconds": row.seconds,
-             "spread": row.spread, "turns": row.turns, "limit_seconds": row.limit(r.limits), "share_of_limit": share_of(row, r.limits),
+             "spread": row.spread, "turns": row.turns, "peak_memory": row.memory, "limit_seconds": row.limit(r.limits), "share_of_limit": share_of(row, r.limits),
              "flops": sum(p.flops for p in row.parts), "bytes": sum(p.bytes for p in row.parts), "peers": [peer(row, p) for p in row.peers],
              "bars": [{"bar": what, "met": ok} for what, ok in row.bars(r.limits)], "note": row.note or None} for row in r.rows]
     x = r.limits

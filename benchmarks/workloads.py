@@ -16,7 +16,7 @@ class Workload:
     "generate" a token; "first" the first training step of a fresh process, code generation included.
 
     `bars`: a peer's name -> the least ratio (its time / ours); "limit" -> the least share of the physical limit; "most" / "least" ->
-    bounds of our own number in the row's unit. `tolerance` is relative to the largest magnitude of the result compared.
+    bounds of our own number in the row's unit; "memory" -> our peak memory over PyTorch's at most. `tolerance` is relative to the largest magnitude of the result compared.
     """
 
     name: str
@@ -33,6 +33,7 @@ class Workload:
     tolerance: float = 1e-4
     bars: Mapping[str, float] = field(default_factory=dict)
     warm: bool = False                           # first: from a cache that an earlier process has filled
+    dials: Mapping[str, str] = field(default_factory=dict)       # a size -> the setting of the block that says it
 
     def sized(self, **size: int) -> Workload:
         """The same work at other sizes."""
@@ -47,6 +48,8 @@ class Workload:
         value = self.bars[what]
         if what == "limit":
             return f">= {value:.0%} of the limit"
+        if what == "memory":
+            return f"peak memory <= {value:.4g}x torch's"
         return f"{'<=' if what == 'most' else '>='} {value:.4g} {self.unit}" if what in ("most", "least") else f">= {value:.4g}x {what}"
 
     def parts(self, cache: float) -> list[Part]:
@@ -72,7 +75,7 @@ _MATMUL = {n: Workload(f"matmul_{n}", f"f32 {n} x {n} x {n}", "call", "matmul", 
 
 TABLE: list[Workload] = [
     *_MATMUL.values(),
-    _train("mlp", "MLP 784-512-256-10, batch 128, Adam: a step", "mlp", "adam", size={"batch": 128},
+    _train("mlp", "MLP 784-512-256-10, batch 128, Adam: a step", "mlp", "adam", size={"batch": 128}, dials={"batch": "batch"},
            bars={"jax": 1.15, "torch": 2.5, "limit": 0.65}),
     _train("xor_loop", "XOR net 2-8-1, SGD: a step of a compiled training loop", "xor", "sgd", lr=0.1, kind="loop", settings={"epochs": 1}, unit="us", tolerance=1e-3, bars={"most": 0.2}),
     _train("xor_call", "the same step, called from Python", "xor", "sgd", lr=0.1, unit="us"),
@@ -80,9 +83,9 @@ TABLE: list[Workload] = [
            bars={"jax": 2.5}),
     _train("cnn", "CNN (32, 64 3x3; 128; 10), batch 64 of 28 x 28, Adam: a step", "cnn", "adam", size={"batch": 64}, bars={"torch": 2.8}),
     _train("char_gpt", "char-GPT, 4 layers, 128 wide, B = 12, T = 64, AdamW: a step", "gpt", "adamw", program="char_gpt.nn", block="char_gpt",
-           size={**CHAR_GPT, "batch": 12, "time": 64}, bars={"torch": 2.4}),
+           size={**CHAR_GPT, "batch": 12, "time": 64}, dials={"batch": "batch", "time": "time", "layers": "depth"}, bars={"torch": 2.4}),
     _train("gpt2_train", "GPT-2 124M, B = 4, T = 64, AdamW: a step", "gpt", "adamw", program="gpt2.nn", block="gpt2",
-           size={**GPT2, "context": 64, "batch": 4, "time": 64}, bars={"jax": 1.45, "torch": 2.8}, tolerance=1e-3),
+           size={**GPT2, "context": 64, "batch": 4, "time": 64}, bars={"jax": 1.45, "torch": 2.8, "memory": 1.0}, tolerance=1e-3),
     Workload("gpt2_prefill", "GPT-2 124M, 512 tokens, all logits", "call", "gpt", "gpt2.nn", {**GPT2, "batch": 1, "time": 512}, "GPT2",
              tolerance=1e-4, bars={"jax": 1.15, "limit": 0.80}),
     Workload("gpt2_prefill_last", "GPT-2 124M, 512 tokens, the last token's logits", "call", "gpt", "gpt2.nn",
@@ -96,7 +99,12 @@ TABLE: list[Workload] = [
     _train("mlp_first_cold", "MLP: the first training step, nothing cached", "mlp", "adam", kind="first", size={"batch": 128}, unit="s",
            bars={"most": 0.4}),
 ]
-WORKLOADS: dict[str, Workload] = {w.name: w for w in TABLE}
+HIDDEN = [                                       # not in the table: what scaling.py needs besides
+    Workload("attention", "causal attention alone, forward, 12 heads of 64", "call", "attention", "attention.nn", {"heads": 12, "width": 768, "time": 512}, "attention"),
+    _train("char_gpt_first", "char-GPT: the first training step, nothing cached", "gpt", "adamw", kind="first", program="char_gpt.nn", block="char_gpt",
+           size={**CHAR_GPT, "batch": 12, "time": 64}, dials={"batch": "batch", "time": "time", "layers": "depth"}, unit="s"),
+]
+WORKLOADS: dict[str, Workload] = {w.name: w for w in [*TABLE, *HIDDEN]}
 GROUPS = {"matmul": [f"matmul_{n}" for n in _MATMUL], "xor": ["xor_loop", "xor_call"],
           "gpt2": [w.name for w in TABLE if w.program == "gpt2.nn"], "first": [w.name for w in TABLE if w.kind == "first"]}
 
@@ -105,7 +113,7 @@ def choose(names: list[str]) -> list[Workload]:
     """The workloads of these names or groups, in the table's order; KeyError with the name that is none."""
     wanted: set[str] = set()
     for n in names:
-        if n not in WORKLOADS and n not in GROUPS:
+        if n not in {w.name for w in TABLE} and n not in GROUPS:
             raise KeyError(n)
         wanted.update(GROUPS.get(n, [n]))
     return [w for w in TABLE if not names or w.name in wanted]

@@ -112,7 +112,7 @@ class Fake:
             np.savez(request["path"], result=np.array(result))
         if request["do"] == "first":
             return {"seconds": seconds, "loss": result[0]}
-        return {"seconds": seconds * request.get("n", 1), "unit": 1}
+        return {"seconds": seconds * request.get("n", 1), "unit": 1, "bytes": 2 << 30}
 
     def close(self):
         pass
@@ -122,13 +122,12 @@ class Fake:
 def fakes(monkeypatch):
     monkeypatch.setattr(compare, "Side", Fake)
     monkeypatch.setattr(compare, "installed", lambda name: name in Fake.made)
-    monkeypatch.setattr(compare, "BUDGET", 0.0)
     return Fake
 
 
 def test_a_side_with_other_results_is_not_timed(fakes):
     fakes.made = {"engram": ([1.0, 2.0], 0.2), "torch": ([1.0, 2.0], 0.5), "jax": ([1.0, 2.1], 0.1)}
-    row = compare.run(workloads.WORKLOADS["mlp"], ["torch", "jax"], 2, 32 << 20)
+    row = compare.run(workloads.WORKLOADS["mlp"], ["torch", "jax"], 2, 32 << 20, budget=0.0)
     torch, jax = row.peers
     assert row.seconds == pytest.approx(0.2) and torch.ratio == pytest.approx(2.5) and row.turns == compare.TURNS[0]
     assert jax.seconds is None and jax.note == "not timed: result differ by 0.048 of the largest (tolerance 0.0001)"
@@ -137,31 +136,67 @@ def test_a_side_with_other_results_is_not_timed(fakes):
 
 def test_absent_and_failing_sides(fakes):
     fakes.made = {"engram": ([1.0], 0.2), "jax": ("XlaRuntimeError: out of memory", 0)}
-    row = compare.run(workloads.WORKLOADS["mlp"], ["torch", "jax"], 2, 32 << 20)
+    row = compare.run(workloads.WORKLOADS["mlp"], ["torch", "jax"], 2, 32 << 20, budget=0.0)
     assert [p.note for p in row.peers] == ["torch is not installed", "jax: XlaRuntimeError: out of memory"] and row.seconds == pytest.approx(0.2)
     fakes.made = {"engram": ("CompileError: no", 0), "torch": ([1.0], 0.5)}
-    row = compare.run(workloads.WORKLOADS["mlp"], ["torch"], 2, 32 << 20)
+    row = compare.run(workloads.WORKLOADS["mlp"], ["torch"], 2, 32 << 20, budget=0.0)
     assert row.seconds is None and row.note == "engram: CompileError: no" and "failed" in tables.line(row, LIMITS)
     fakes.made = {"engram": ([1.0], 0.3), "torch": ([1.5], 0.6)}
-    row = compare.run(workloads.WORKLOADS["mlp_first_cold"], ["torch"], 2, 32 << 20)
+    row = compare.run(workloads.WORKLOADS["mlp_first_cold"], ["torch"], 2, 32 << 20, budget=0.0)
     assert row.seconds == pytest.approx(0.3) and "the loss differs" in row.peers[0].note and dict(row.bars(LIMITS))["<= 0.4 s"] is True
 
 
 def test_the_tables(fakes):
     fakes.made = {"engram": ([1.0], 0.001), "torch": ([1.0], 0.004)}
-    rows = [compare.run(workloads.WORKLOADS[n], ["torch", "jax"], 2, 0) for n in ("matmul_1024", "gpt2_decode")]
+    rows = [compare.run(workloads.WORKLOADS[n], ["torch", "jax"], 2, 0, budget=0.0) for n in ("matmul_1024", "gpt2_decode", "gpt2_train")]
     report = tables.Report(2, "cpu", LIMITS, ["Engram 0"], ["torch", "jax"], rows)
     text = tables.markdown(report)
     assert "| f32 1024 x 1024 x 1024 | GFLOP/s | **2,147** | 537 | 4.00x (4.00-4.00) | - | - | 100 |" in text
     assert "jax is not installed" in text and "FMA peak 100 GFLOP/s on 2 threads (50 on one)" in text
+    assert "peak memory <= 1x torch's ✓" in text and "Engram 2.00 GB, torch 2.00 GB." in text
     data = json.loads(json.dumps(tables.as_json(report)))
     assert data["results"][1]["value"] == pytest.approx(1000) and data["results"][0]["peers"][0]["ratio"] == pytest.approx(4)
+
+
+def test_lists_of_curves(capsys):
+    assert main(["bench", "--scaling", "--list"]) == 0 and "T = 64, 128, 256, 512, 1024, 2048" in capsys.readouterr().out
+    assert main(["bench", "--scaling", "nope"]) == 1 and "unknown curve 'nope'; known: matmul" in capsys.readouterr().err
 
 
 def test_list(capsys):
     assert main(["bench", "--list"]) == 0
     out = capsys.readouterr().out
     assert all(w.name in out and w.what in out for w in workloads.TABLE) and ">= 1.9x torch" in out and "groups: matmul =" in out
+
+
+def test_scaling(fakes, tmp_path, monkeypatch):
+    from engram.benchmarks import scaling
+    fakes.made = {"engram": ([1.0], 0.001), "torch": ([1.0], 0.004)}
+    monkeypatch.setattr(scaling, "POINT_BUDGET", 0.0)
+    said = []
+    results = scaling.run(["batch", "layers"], ["torch"], 2, LIMITS, "cpu", said.append)
+    report = tables.Report(2, "cpu", LIMITS, ["Engram 0"], ["torch"])
+    text = scaling.markdown(results, report)
+    assert "| batch | Engram, ms | us a sample | of the limit | torch, ms | torch / Engram |" in text and "| 128 | 1 | 7.81 |" in text
+    assert "The first step takes 1.00x as long with 24 layers as with 1." in text and len(said) == 2 + 9 + 6
+    assert all(set(heads) for heads in (scaling.heads(c, ["torch"]) for c in scaling.CURVES.values()))
+    pytest.importorskip("matplotlib")
+    assert scaling.picture(results, tmp_path / "s.png") and (tmp_path / "s.png").stat().st_size > 1000
+
+
+def test_growth():
+    from engram.benchmarks.scaling import growth
+    assert growth([(n, 3.0 * n ** 2.5) for n in (1, 2, 4, 8, 16)]) == pytest.approx(2.5) and np.isnan(growth([(1, 1)]))
+
+
+def test_sizes_reach_the_program():
+    """What scaling.py turns is what the block gets."""
+    from engram.benchmarks.ours import Where, _Training
+    w = workloads.WORKLOADS["char_gpt"].sized(layers=2, time=8, context=8, batch=3)
+    plan = _Training(w, Where(1)).plan
+    found = {s.path.removeprefix("model."): tuple(s.type.shape) for s in plan.slots if s.kind == "param"}
+    assert found == {k: shape for k, (shape, _, _) in models.parameters(w.model, w.size).items()}
+    assert plan.settings["batch"] == 3 and tuple(plan.dataset.fields["x"].shape) == (3, 8)
 
 
 @pytest.mark.parametrize("peer", worker.PEERS)

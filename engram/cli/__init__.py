@@ -115,6 +115,7 @@ def parser() -> argparse.ArgumentParser:
     _machine(c)
     c.add_argument("--json", action="store_true", help="results as JSON on standard output")
     c.add_argument("--profile", action="store_true", help="instead of the times: every kernel's, with its line, FLOP/s, bytes/s and what bounds it (--out: as JSON)")
+    c.add_argument("--scaling", action="store_true", help="how cost grows with sizes, sequence length, batch and layers (SCALING.md); names choose curves")
     c.add_argument("--out", metavar="FILE", help="write the table as Markdown (default: benchmarks/RESULTS.md of a checkout, "
                                                   "when all workloads were timed against a peer)")
     return p

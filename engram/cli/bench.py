@@ -15,6 +15,8 @@ def bench_command(args) -> int:
     """Measure, print a line per workload, write RESULTS.md or JSON; or look at the kernels."""
     from ..benchmarks import workloads
     peers = _peers(args.vs)
+    if args.scaling:
+        return _scaling(args, peers)
     try:
         chosen = workloads.choose(args.workload)
     except KeyError as e:
@@ -51,7 +53,7 @@ def _measure(chosen, peers: list[str], args) -> int:
     from ..benchmarks import compare, machine, tables
     from ..codegen.cpu.runtime import default_threads
     threads = args.threads or default_threads()
-    out = _destination(args, peers, len(chosen))
+    out = _destination(args, peers, len(args.workload) or None, "RESULTS.md")
     shown = sys.stderr if args.json else sys.stdout
     live = shown.isatty()
     began = time.perf_counter()
@@ -112,16 +114,42 @@ def _profile(chosen, args) -> int:
     return OK
 
 
-def _destination(args, peers: list[str], n: int) -> Path | None:
-    """Where RESULTS.md goes: --out; in a checkout, beside the workloads when all of them were run against a peer."""
+def _scaling(args, peers: list[str]) -> int:
+    """How cost grows, written to SCALING.md and scaling.png beside it."""
+    from ..benchmarks import machine, scaling, tables
+    from ..codegen.cpu.runtime import default_threads
+    for n in args.workload:
+        if n not in scaling.CURVES:
+            raise UserError(f"unknown curve {n!r}; known: {', '.join(scaling.CURVES)}")
+    if args.list:
+        print("\n".join(f"{c.name:10s} {c.what}: {c.axis} = {', '.join(map(str, c.points))}" for c in scaling.CURVES.values()))
+        return OK
+    out = _destination(args, peers, len(args.workload) or None, "SCALING.md")
+    threads, began = args.threads or default_threads(), time.perf_counter()
+    limits = machine.measure(threads)
+    report = tables.Report(threads, args.backend, limits, tables.versions(peers), peers)
+    results = scaling.run(args.workload, peers, threads, limits, args.backend, lambda text: print(text, flush=True))
+    report.limits, report.seconds = machine.best_of(limits, machine.measure(threads)), time.perf_counter() - began
+    if out is not None:
+        from ..checkpoint import atomic_write
+        text = scaling.markdown(results, report)
+        if scaling.picture(results, out.with_suffix(".png")):
+            text = text.replace("\n## ", f"\n![curves]({out.with_suffix('.png').name})\n\n## ", 1)
+        atomic_write(out, text.encode())
+        print(f"wrote {out}")
+    return OK if all(p.row.seconds is not None for r in results for p in r.points) else WRONG
+
+
+def _destination(args, peers: list[str], chosen: int | None, name: str) -> Path | None:
+    """Where a table goes: --out; in a checkout, beside the workloads when all of them (`chosen` is None) were run against a peer."""
     from ..benchmarks import workloads
     if args.out:
         out = Path(args.out)
         if out.is_dir():
-            out = out / "RESULTS.md"
+            out = out / name
         if not out.parent.is_dir():
             raise UserError(f"--out {args.out}: there is no folder {out.parent}")
         return out
     folder = Path(workloads.__file__).parent
     in_checkout = (folder.parent / "pyproject.toml").is_file()
-    return folder / "RESULTS.md" if in_checkout and peers and n == len(workloads.TABLE) else None
+    return folder / name if in_checkout and peers and chosen is None else None
