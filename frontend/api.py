@@ -177,8 +177,10 @@ def _entry(el: Elaborator, frame: Frame, name: str, value: object, args: list[tu
     outs = [Info("result", n, v.type) for n, v in zip(leaf_names(spec, "out"), results)]
     written = [(p, s) for p, s in slots if s in frame.cells]
     outs += [Info(s.kind, p, frame.cells[s].type, s) for p, s in written]
+    places = {info.slot: i for i, info in enumerate(infos) if info.kind == "cache"}
+    donate = [[places[s], len(results) + k] for k, (_, s) in enumerate(written) if s in places]     # caches are updated where they are
     func = make_func(el, frame, name, values, [*results, *[frame.cells[s] for _, s in written]], span,
-                     {"result_names": [o.name for o in outs]})
+                     {"result_names": [o.name for o in outs], **({"donate": donate} if donate else {})})
     el.module.attrs["entries"].append(func.name)
     kept = [s for _, s in slots if s.kind != "cache"]
     return Elaborated(el.module, func.name, infos, outs, spec, el.diags.warnings, [i for i, s in enumerate(kept) if s in frame.cells])
@@ -467,7 +469,8 @@ def elaborate_cache_init(inst: LayerInstance, types: dict[str, TensorType]) -> E
 
 def elaborate_call(inst: LayerInstance, args=(), kwargs: dict | None = None, method: str = "", training: bool = False) -> Elaborated:
     """A call of a layer (or of one of its methods).  Arguments of the entry: parameters and states, the caches that the call uses,
-    the call's arguments, a key where random numbers are drawn.  Results: the call's, then new states and caches."""
+    the call's arguments, a key where random numbers are drawn.  Results: the call's, then new states and caches.  A cache that the call
+    writes is donated: its array holds the new values afterwards."""
     fn = inst.forward if not method else inst.methods.get(method)
     if fn is None:
         near = did_you_mean(method, inst.methods) if method else None
