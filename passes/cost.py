@@ -46,4 +46,5 @@ def enough_rows(rows: int, elements: int) -> bool:
 
 
 # ---- attention ----
-ATTENTION_QUERIES, ATTENTION_KEYS = 64, 128   # a block of scores and what it is made of fit the first caches
+ATTENTION_QUERIES, ATTENTION_KEYS = 64, 64    # a block of scores and what it is made of fit the first caches
+ATTENTION_LANES = 8                           # from so many queries on they are the lanes, else the keys of one query

@@ -11,8 +11,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from ..compiler.ir.core import Block, Op, Value
-from ..compiler.ir.types import BufferType
-from .cost import ATTENTION_KEYS, ATTENTION_QUERIES
+from ..compiler.ir.types import BufferType, ScalarType, i64
+from .cost import ATTENTION_KEYS, ATTENTION_LANES, ATTENTION_QUERIES
 from .lower_buffers import Storage
 from .lower_kernel import Kernel, Scope
 
@@ -33,6 +33,11 @@ class Side:
     @property
     def rest(self) -> int:
         return self.total % self.size
+
+    @property
+    def sizes(self) -> list[int]:
+        """Of the blocks there are."""
+        return [n for n in (self.size if self.count else 0, self.rest) if n]
 
 
 class Emit:
@@ -107,9 +112,12 @@ class Emit:
         self.loop(scope, self.k.index(0), self.k.index(n), body, True)
 
     def reduce(self, scope: Scope, n: int, kind: str, body: Callable[[Value, Scope], Value]) -> Value:
+        return self.reduce_many(scope, n, [kind], lambda j, s: [body(j, s)])[0]
+
+    def reduce_many(self, scope: Scope, n: int, kinds: list[str], body: Callable[[Value, Scope], list[Value]]) -> list[Value]:
         inner = self.k.open(scope)
-        x = body(inner.block.args[0], inner)
-        return self.k.close(inner, "loop.reduce", [self.k.index(0), self.k.index(n)], {"kinds": [kind]}, [x], self.loc)[0]
+        xs = body(inner.block.args[0], inner)
+        return self.k.close(inner, "loop.reduce", [self.k.index(0), self.k.index(n)], {"kinds": kinds}, xs, self.loc)
 
     def when(self, scope: Scope, cond: Value, body: Callable[[Scope], None]) -> None:
         inner = Scope(scope, Block([]))
@@ -184,41 +192,18 @@ def attention(body, op: Op, pos: int) -> None:
 
 
 def _forward(e: Emit, row: Value, size: int, keys: Side, q: Storage, k: Storage, v: Storage, o: Storage, lse: Storage | None) -> None:
+    """One block of queries."""
     root, index, d = e.k.root, e.k.index, v.shape[-1]
-    single = keys.count + bool(keys.rest) == 1
     total, top, sums = e.private(size), e.private(size), e.private(size, d)
-    rows = e.rows(q, row, size, root)
 
     def start(i: Value, s: Scope) -> None:
         e.store(e.number(-INF), top, [i], s)
         e.store(e.number(0.0), total, [i], s)
     e.each(root, size, start)
     e.zero(root, sums)
-    scores = {n: e.private(size, n) for n in (keys.size if keys.count else 0, keys.rest) if n}
-
-    def block(first: Value, n: int, scope: Scope) -> None:
-        s = scores[n]
-        e.contract(s, rows, e.rows(k, first, n, scope), "mn,mk,nk", scope)
-
-        def softmax(i: Value, inner: Scope) -> None:
-            seen = e.op2("sub", e.edge(e.k.add(row, i)), first)
-            here = e.reduce(inner, n, "max", lambda j, sc: e.masked_score(s, i, j, seen, sc))
-            old = e.load(top, [i], inner)
-            new = e.op2("max", old, here)
-            base = e.finite(new)
-            e.each(inner, n, lambda j, sc: e.store(e.op1("exp", e.op2("sub", e.masked_score(s, i, j, seen, sc), base)), s, [i, j], sc))
-            add = e.reduce(inner, n, "add", lambda j, sc: e.load(s, [i, j], sc))
-            e.store(new, top, [i], inner)
-            if single:
-                e.store(add, total, [i], inner)
-                return
-            factor = e.op1("exp", e.op2("sub", old, base))
-            e.store(e.op2("add", e.op2("mul", e.load(total, [i], inner), factor), add), total, [i], inner)
-            e.each(inner, d, lambda j, sc: e.store(e.op2("mul", e.load(sums, [i, j], sc), factor), sums, [i, j], sc))
-        e.loop(scope, index(0), index(size), softmax)
-        e.contract(sums, s, e.rows(v, first, n, scope), "mn,mk,kn", scope, accumulate=True)
-
-    e.blocks(root, e.k.add(row, size - 1), keys, block)
+    make = _few_queries if size < ATTENTION_LANES else _many_queries
+    block = make(e, row, size, keys, e.rows(q, row, size, root), total, top, sums)
+    e.blocks(root, e.k.add(row, size - 1), keys, lambda first, n, s: block(first, n, e.rows(k, first, n, s), e.rows(v, first, n, s), s))
     out = e.rows(o, row, size, root)
 
     def finish(i: Value, s: Scope) -> None:
@@ -228,6 +213,94 @@ def _forward(e: Emit, row: Value, size: int, keys: Side, q: Storage, k: Storage,
     if lse is not None:
         to = e.rows(lse, row, size, root)
         e.each(root, size, lambda i, s: e.store(e.op2("add", e.finite(e.load(top, [i], s)), e.op1("log", e.load(total, [i], s))), to, [i], s))
+
+
+def _few_queries(e: Emit, row: Value, size: int, keys: Side, q: Value, total: Value, top: Value, sums: Value):
+    """Scores as [queries, keys]: the keys of one query are the lanes."""
+    index, d = e.k.index, sums.type.shape[1]
+    scores = {n: e.private(size, n) for n in keys.sizes}
+
+    def block(first: Value, n: int, kb: Value, vb: Value, scope: Scope) -> None:
+        s = scores[n]
+        e.contract(s, q, kb, "mn,mk,nk", scope)
+
+        def softmax(i: Value, inner: Scope) -> None:
+            seen = e.op2("sub", e.edge(e.k.add(row, i)), first)
+            here = e.reduce(inner, n, "max", lambda j, sc: e.masked_score(s, i, j, seen, sc))
+            old = e.load(top, [i], inner)
+            new = e.op2("max", old, here)
+            base = e.finite(new)
+            e.each(inner, n, lambda j, sc: e.store(e.op1("exp", e.op2("sub", e.masked_score(s, i, j, seen, sc), base)), s, [i, j], sc))
+            add = e.reduce(inner, n, "add", lambda j, sc: e.load(s, [i, j], sc))
+            factor = e.op1("exp", e.op2("sub", old, base))
+            e.store(new, top, [i], inner)
+            e.store(e.op2("add", e.op2("mul", e.load(total, [i], inner), factor), add), total, [i], inner)
+            e.each(inner, d, lambda j, sc: e.store(e.op2("mul", e.load(sums, [i, j], sc), factor), sums, [i, j], sc))
+        e.loop(scope, index(0), index(size), softmax)
+        e.contract(sums, s, vb, "mn,mk,kn", scope, accumulate=True)
+    return block
+
+
+def _many_queries(e: Emit, row: Value, size: int, keys: Side, q: Value, total: Value, top: Value, sums: Value):
+    """Scores as [keys, queries]: the queries are the lanes, so that nothing is ever combined across lanes. The queries are turned and scaled
+    once."""
+    root, index, d = e.k.root, e.k.index, sums.type.shape[1]
+    features = q.type.shape[1]
+    turned = e.private(features, size)
+    factors = e.private(size)
+    scores = {n: e.private(n, size) for n in keys.sizes}
+
+    def turn(j: Value, s: Scope) -> None:
+        e.each(s, size, lambda i, sc: e.store(e.op2("mul", e.load(q, [i, j], sc), e.number(e.scale)), turned, [j, i], sc))
+    e.loop(root, index(0), index(features), turn)
+
+    def block(first: Value, n: int, kb: Value, vb: Value, scope: Scope) -> None:
+        s = scores[n]
+        e.contract(s, kb, turned, "nm,nk,km", scope)
+        ways = next(w for w in (4, 2, 1) if n % w == 0)          # chains of maxima and sums a query
+        if e.masked:
+            def hide(j: Value, inner: Scope) -> None:
+                at = e.k.add(first, j) if n > 1 else first
+
+                def one(i: Value, sc: Scope) -> None:
+                    hidden = e.compare("ge", at, e.edge(e.k.add(row, i)))
+                    e.store(e.select(hidden, e.number(-INF), e.load(s, [j, i], sc)), s, [j, i], sc)
+                e.each(inner, size, one)
+            beyond = e.compare("gt", e.k.add(first, n), e.edge(row))           # the first query sees least
+            e.when(scope, beyond, lambda inner: e.loop(inner, index(0), index(n), hide))
+
+        def parts(j: Value, i: Value, sc: Scope) -> list[Value]:
+            return [e.load(s, [e.k.add(j, w * (n // ways)), i], sc) for w in range(ways)]
+
+        def joined(name: str, xs: list[Value]) -> Value:
+            while len(xs) > 1:
+                xs = [e.op2(name, *pair) for pair in zip(xs[::2], xs[1::2])]
+            return xs[0]
+
+        def softmax(i: Value, inner: Scope) -> None:
+            old = e.load(top, [i], inner)
+            new = e.op2("max", old, joined("max", e.reduce_many(inner, n // ways, ["max"] * ways, lambda j, sc: parts(j, i, sc))))
+            base = e.finite(new)
+            loop = e.k.open(inner, (ScalarType(i64), *[ScalarType(e.dtype)] * ways))
+            j, *so_far = loop.block.args
+            xs = [e.op1("exp", e.op2("sub", x, base)) for x in parts(j, i, loop)]
+            for w, x in enumerate(xs):
+                e.store(x, s, [e.k.add(j, w * (n // ways)), i], loop)
+            zero = e.number(0.0)
+            added = e.k.close(loop, "loop.for", [index(0), index(n // ways), *[zero] * ways], {"step": 1}, [e.op2("add", t, x) for t, x in zip(so_far, xs)], e.loc)
+            factor = e.op1("exp", e.op2("sub", old, base))
+            e.store(factor, factors, [i], inner)
+            e.store(new, top, [i], inner)
+            e.store(e.op2("add", e.op2("mul", e.load(total, [i], inner), factor), joined("add", added)), total, [i], inner)
+        e.each(scope, size, softmax)
+
+        def rescale(i: Value, inner: Scope) -> None:
+            factor = e.load(factors, [i], inner)
+            e.each(inner, d, lambda j, sc: e.store(e.op2("mul", e.load(sums, [i, j], sc), factor), sums, [i, j], sc))
+        if len(keys.sizes) > 1 or keys.count > 1:
+            e.loop(scope, index(0), index(size), rescale)
+        e.contract(sums, s, vb, "me,nm,ne", scope, accumulate=True)
+    return block
 
 
 def attention_grad(body, op: Op, pos: int) -> None:
