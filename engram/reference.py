@@ -124,8 +124,8 @@ def std_items(path: Path) -> list[tuple[str, str, str, list[str]]]:
 def std_page() -> str:
     """docs/reference/std.md."""
     out = ["# The standard library", "", "<!-- Written by `make docs` from frontend/std/*.nn: change their comments there. -->", "",
-           "Layers, initialisers, optimisers and learning rules, all written in the language: read them in `frontend/std`. Optimisers, schedules, initialisers",
-           "and rules are known without an import; layers are imported: `import \"std/nn.nn\"`.", ""]
+           "Layers, initialisers, optimisers, learning rules and augmentation, all written in the language: read them in `frontend/std`. Layers are imported:",
+           "`import \"std/nn.nn\"`; the rest is known without an import.", ""]
     for path in sorted((FRONTEND / "std").glob("*.nn"), key=lambda p: ("nn", "init", "optim", "rules", p.stem).index(p.stem) if p.stem in ORDER else 9):
         title, _, rest = path.read_text(encoding="utf-8").partition("\n")
         rest = " ".join(line[2:] for line in rest[:re.search(r"^[^#]|\Z", rest, re.M).start()].splitlines())

@@ -1,0 +1,165 @@
+"""Convolution layers that learn locally: the rule written out against its local loss, the same on every backend, nothing computed for the
+layer before; data augmentation."""
+from __future__ import annotations
+
+import engram as eg
+import numpy as np
+import pytest
+from engram.codegen.opencl import device as devices
+from engram.compiler import driver
+from engram.compiler.diagnostics import CompileError
+from test_rule_library import plan
+
+pytest.importorskip("llvmlite")
+
+NET = """
+layer Net(weight = f32, int8_inputs = false) {
+  c1 = LocalConv(1, 3, 5, pool = 2, norm = false, weight = weight, int8_inputs = int8_inputs)
+  c2 = LocalConv(3, 4, 3, weight = weight, int8_inputs = int8_inputs)
+  fn (x: f32[B, 1, 8, 8]) {
+    let h = c1(x)
+    (h, c2(h))
+  }
+}
+layer Deep() {
+  c1 = LocalConv(1, 3, 5, pool = 2, norm = false)
+  c2 = LocalConv(3, 4, 3)
+  c3 = LocalConv(4, 3, 3, pool = 2)
+  c4 = LocalConv(3, 5, 1)
+  fn (x: f32[B, 1, 8, 8]) { x |> c1 |> c2 |> c3 |> c4 }
+}
+"""
+RNG = np.random.default_rng(0)
+X, Y = RNG.standard_normal((8, 1, 8, 8)).astype(np.float32), RNG.integers(0, 3, 8)
+FEATURES = "fn (h) { flatten(adaptive_avg_pool2d(h, 2), 1) }"
+
+
+def net(rules, model="Net()", first="let _ = model(x)"):
+    body = f"model = {model}; batch = 4\n {first}\n" + "".join(f" learn model.{layer} by {r}\n" for layer, r in rules) + " measure m = mean(x)"
+    return plan(NET, body, x=X, y=Y)
+
+
+def steps(p, backend, start=None, count=2):
+    """The slots by path before and after some steps."""
+    program = driver.build(p.module, backend, threads=2 if backend == "cpu" else None)
+    slots = [np.asarray(program.to_host(s)) for s in program.call("init", [np.array(5, np.uint64)])]
+    names = [s.path for s in p.slots]
+    slots = [np.array((start or {}).get(n, s)) for n, s in zip(names, slots)]
+    before = dict(zip(names, (s.copy() for s in slots)))
+    for k in range(count):
+        args = [program.to_device(np.array(s)) for s in slots]
+        args += [np.array(k, np.int64), np.array(0, np.int64), np.array(7, np.uint64), X[4 * k:4 * k + 4], Y[4 * k:4 * k + 4]]
+        slots = [np.asarray(program.to_host(s)) for s in program.call("step", args)[:len(slots)]]
+    return before, dict(zip(names, slots))
+
+
+@pytest.mark.parametrize("weight", ["f32", "ternary"])
+@pytest.mark.parametrize("backend", ["interp", "cpu"])
+def test_the_written_rule_is_the_local_loss(backend, weight):
+    """Same start, same features: the changes agree to 1e-5, of weights, biases and readouts."""
+    model = f"Net(weight = {weight})"
+    written = net([("c1", "three_factor_conv(3, 0.5, grid = 2, drop = 0, optimizer = sgd) given y"),
+                   ("c2", "three_factor_conv(3, 0.5, grid = 2, drop = 0, optimizer = sgd) given y")], model)
+    derived = net([(c, f"pred(3, 0.5, optimizer = sgd, features = {FEATURES}) given y") for c in ("c1", "c2")], model)
+    before, a = steps(written, backend, count=1)
+    _, b = steps(derived, backend, {n.replace("three_factor_conv", "pred"): v for n, v in before.items()}, count=1)
+    changes = 0
+    for name, start in before.items():
+        da, db = a[name] - start, b[name.replace("three_factor_conv", "pred")] - start
+        if start.dtype == np.float32 and "running" not in name:
+            assert np.abs(da - db).max() <= 1e-5 * np.abs(da).max() + 1e-7, name
+            changes += da.any()
+    assert changes == 8                                      # w, b, m, c of two layers
+
+
+WRITTEN = "three_factor_conv(3, 0.5, grid = 2, optimizer = sgd) given y"
+CASES = [("Deep()", 2, [("c1", "three_factor_conv(3, 0.1, grid = 2) given y"), ("c2", f"pred(3, 0.1, features = {FEATURES}) given y"),
+                        ("c3", "predsim(3, 0.1) given y"), ("c4", "soft_hebb(0.1, 2.0, anti = true)")]),
+         ("Net(weight = ternary, int8_inputs = true)", 1, [("c1", WRITTEN), ("c2", WRITTEN)])]
+
+
+@pytest.mark.parametrize("model, count, rules", CASES, ids=["float", "ternary"])
+def test_backends_agree(model, count, rules):
+    """Ternary: one step, whose sums are exact; afterwards a rounding may part two backends."""
+    p = net(rules, model)
+    runs = [steps(p, backend, count=count) for backend in ("interp", "cpu", *(("opencl",) if devices.available()[0] else ()))]
+    changed = [n for n, v in runs[0][1].items() if not np.array_equal(v, runs[0][0][n])]
+    assert all(f"model.{c}.w" in changed for c, _ in rules)
+    for _, other in runs[1:]:
+        for n, v in runs[0][1].items():
+            assert np.isfinite(v).all()
+            np.testing.assert_allclose(v, other[n], rtol=3e-4, atol=3e-5, err_msg=n)
+
+
+def test_no_input_gradient_is_computed():
+    """Each layer's step is two contractions with windows: the convolution and its weight gradient; none with reversed weights."""
+    p = net([(c, "three_factor_conv(3, 0.1, grid = 2) given y") for c in ("c1", "c2")])
+    func = driver.lower(p.module, "loop").funcs["step"]
+    overlapping = [op for op in func.walk() if op.name == "loop.contract"
+                   and any(len(set(v.type.element_strides)) < v.type.rank for v in op.operands)]
+    assert [sorted(op.operands[0].type.shape) for op in overlapping] == [[3, 4, 8, 8], [4, 4, 4, 4], [3, 5, 5], [3, 3, 3, 4]]
+    assert not any(op.name == "tensor.reverse" for op in driver.lower(p.module, "tensor").walk())
+
+
+# ---- augmentation -----------------------------------------------------------------------------------------------------
+
+AUGMENT = """
+fn moved(x: num[B, .., H, W], dy: int[B], dx: int[B]) { shift(x, dy, dx, fill = 9) }
+fn mirrored(x: num[B, .., H, W], dy: int[B], dx: int[B]) { shift(x, dy, dx, reflect = true) }
+fn plain(x: num[B, .., H, W], key: key) { random_flip(random_shift(x, 2, key = key), key = key) }
+"""
+
+
+@pytest.mark.parametrize("backend", ["interp", "cpu"])
+def test_shift_is_padding_and_cutting(backend):
+    p = eg.compile(AUGMENT, backend=backend)
+    x = RNG.integers(0, 200, (3, 2, 5, 6)).astype(np.uint8)
+    dy, dx = np.array([0, 2, -1]), np.array([3, 0, -2])
+    for f, how in (("moved", dict(constant_values=9)), ("mirrored", dict(mode="reflect"))):
+        wide = np.pad(x, ((0, 0), (0, 0), (3, 3), (3, 3)), **how)
+        want = np.stack([wide[s, :, 3 - a:8 - a, 3 - b:9 - b] for s, (a, b) in enumerate(zip(dy, dx))])
+        got = p[f](x, dy, dx)
+        assert got.dtype == np.uint8 and np.array_equal(got, want)
+        assert np.array_equal(p[f](x[:, 0].astype(np.float32), dy, dx), want[:, 0])
+
+
+def test_outside_of_training_images_pass_through():
+    x = RNG.standard_normal((4, 3, 6, 7)).astype(np.float32)
+    assert np.array_equal(eg.compile(AUGMENT).plain(x, key=3), x)
+
+
+def augmented(change, seed=7):
+    """What a training step sees of 256 equal images: the weights learn to be them."""
+    text = """layer Keep() { param seen: f32[256, 4, 5] = 0
+  fn (x: f32[256, 4, 5]) -> f32[256, 4, 5] { x - seen } }"""
+    image = np.arange(20, dtype=np.float32).reshape(4, 5)
+    p = plan(text, f"model = Keep(); batch = 256\n let v = {change}\n minimize sum(square(model(v))) / 2 using sgd(1.0)\n measure m = mean(model({change}))",
+             x=np.stack([image] * 256))
+    program = driver.build(p.module, "cpu")
+    slots = program.call("init", [np.array(1, np.uint64)])
+    out = program.call("step", [*slots, np.array(0, np.int64), np.array(0, np.int64), np.array(seed, np.uint64), p.dataset.fields["x"]])
+    module, entry = p.measure(256)
+    mean = driver.build(module, "cpu").call(entry, [np.zeros((256, 4, 5), np.float32), np.array(seed, np.uint64), p.dataset.fields["x"]])[0]
+    assert float(mean) == 9.5                                # measuring sees the images as they are
+    return out[0], image
+
+
+def test_random_shifts_are_of_each_sample_and_uniform():
+    seen, image = augmented("random_shift(x, 1, fill = -1)")
+    wide = np.pad(image, 1, constant_values=-1)
+    kinds = [wide[1 - a:5 - a, 1 - b:6 - b] for a in (-1, 0, 1) for b in (-1, 0, 1)]
+    counts = [sum(np.array_equal(s, k) for s in seen) for k in kinds]
+    assert sum(counts) == 256 and min(counts) > 12
+    assert not np.array_equal(seen, augmented("random_shift(x, 1, fill = -1)", seed=8)[0])
+    assert np.array_equal(seen, augmented("random_shift(x, 1, fill = -1)")[0])
+
+
+def test_random_flips_are_of_each_sample():
+    seen, image = augmented("random_flip(x, p = 0.25)")
+    flipped = sum(np.array_equal(s, image[:, ::-1]) for s in seen)
+    assert 40 < flipped < 90 and flipped + sum(np.array_equal(s, image) for s in seen) == 256
+
+
+def test_a_shift_is_smaller_than_the_image():
+    with pytest.raises(CompileError, match="a shift is smaller than the image"):
+        eg.compile("fn f(x: f32[2, 4, 5], key: key) { random_shift(x, 4, key = key) }").f(np.zeros((2, 4, 5), np.float32))
