@@ -57,11 +57,13 @@ def optimising() -> list:
 def lowering() -> list:
     """tensor -> loop: kernels over explicit memory."""
     from ..passes.fuse import Fuse
+    from ..passes.hoist_layouts import HoistLayouts
     from ..passes.lower_to_loops import LowerToLoops
     from ..passes.plan_buffers import PlanBuffers
     return [
         Fuse(),
         _Stage(LowerToLoops(), LOOP),
+        _Stage(HoistLayouts(), LOOP),
         PlanBuffers(),           # last: it fixes addresses
     ]
 

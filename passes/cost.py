@@ -48,3 +48,8 @@ def enough_rows(rows: int, elements: int) -> bool:
 # ---- attention ----
 ATTENTION_QUERIES, ATTENTION_KEYS = 64, 64    # a block of scores and what it is made of fit the first caches
 ATTENTION_LANES = 8                           # from so many queries on they are the lanes, else the keys of one query
+
+
+# ---- loops ----
+FEW_ROWS = 64                       # rows of a product up to which its right operand is read about once
+WORTH_TRANSPOSING = 4               # turns of a loop from which transposing that operand in front of it pays

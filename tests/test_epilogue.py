@@ -181,3 +181,47 @@ func @f(%a: buf<f32[4,6]>, %b: buf<f32[6,5]>, %c: buf<f32[4,5]>) -> () attribute
 }} }}"""
     with pytest.raises(VerificationError, match=message):
         verify(parse_module(text))
+
+
+# ---- recurrent products ----------------------------------------------------------------------------------------------------
+
+RECURRENT = """
+fn run(xs: f32[T, B, h], w: f32[h, h]) -> f32[T, B, h] { scan x in xs with s = zeros(B, h) { let s = tanh(x + s @ w); yield s; s } }
+fn transposed(xs: f32[T, B, h], w: f32[h, h]) -> (f32[T, B, h], f32[T, B, h]) {
+  scan x in xs with s = zeros(B, h) { let t = tanh(x + s @ w.T); yield (t, s); t }
+}
+"""
+
+
+@pytest.mark.parametrize("backend", ["cpu", "interp"])
+def test_recurrent_products_against_numpy(backend):
+    """The stack of a carry's values, rows shifted by one, and a matrix that is transposed in front of the loop."""
+    rng = np.random.default_rng(3)
+    for T, B, h in [(5, 3, 40), (1, 2, 48), (6, 4, 32)]:
+        xs, w = rng.standard_normal((T, B, h)).astype(np.float32), (rng.standard_normal((h, h)) / h).astype(np.float32)
+        e = elaborate_function(load_program(RECURRENT), "transposed", [TensorType(f32, xs.shape), TensorType(f32, w.shape)])
+        new, old = driver.build(e.module, backend).call(e.entry, [xs, w])
+        s = np.zeros((B, h))
+        for t in range(T):
+            np.testing.assert_allclose(old[t], s, rtol=1e-4, atol=1e-5)
+            s = np.tanh(xs[t] + s @ w.T)
+            np.testing.assert_allclose(new[t], s, rtol=1e-4, atol=1e-5)
+
+
+def test_reversed_scan_keeps_its_stack():
+    text = """module attributes {stage = "tensor"} { func @f(%xs: f32[5,3,32], %w: f32[32,32], %s: f32[3,32]) -> (f32[3,32], f32[5,3,32], f32[5,3,32]) {
+    %end, %new, %old = scf.scan(%s, %xs) {length = 5, n_carry = 1, reverse = true} ({
+    ^(%i: i64[], %c: f32[3,32], %x: f32[3,32]):
+      %p = tensor.dot_general(%c, %w) {lhs_batch = [], rhs_batch = [], lhs_contract = [1], rhs_contract = [0]} : f32[3,32]
+      %t = tensor.add(%p, %x) : f32[3,32]
+      scf.yield(%t, %t, %c)
+    }) : f32[3,32], f32[5,3,32], f32[5,3,32]
+    func.return(%end, %new, %old) } }"""
+    rng = np.random.default_rng(4)
+    args = [rng.standard_normal(s).astype(np.float32) for s in ((5, 3, 32), (32, 32), (3, 32))]
+    args[1] /= 32
+    want = Interpreter(parse_module(text)).call("f", args)
+    loop = driver.lower(parse_module(text), "loop")
+    for got in (driver.build(parse_module(text), "cpu").call("f", args), Interpreter(loop).call("f", args)):
+        for x, y in zip(got, want):
+            np.testing.assert_allclose(x, y, rtol=1e-4, atol=1e-5)

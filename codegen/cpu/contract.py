@@ -291,18 +291,29 @@ def loop_nest(op: Op) -> list[Op]:
     return [zero, *ops[:-1]]
 
 
+def _blocked(dims: list[tuple[int, int, int]]) -> list[tuple[int, int, int]]:
+    """A transposing copy (contiguous along its last dim in the destination, along another one in the source) in strips of 16: the
+    lines of the source that a strip's rows read stay in the cache until they are used up."""
+    rows = [i for i, (n, s, t) in enumerate(dims[:-1]) if s == 1 and n > 1]
+    if not rows or dims[-1][2] != 1 or dims[-1][1] == 1 or dims[-1][0] % 16:
+        return dims
+    n, s, t = dims[-1]
+    i = rows[0]
+    return [*dims[:i], *dims[i + 1:-1], (n // 16, 16 * s, 16 * t), dims[i], (16, s, t)]
+
+
 def copy_kernel(op: Op) -> Op:
     """loop.copy as a loop.parallel; dims that step as one in both buffers are merged."""
     to, frm = op.operands
     merged: list[tuple[int, int, int]] = []
-    for n, s, t in zip(to.type.shape, frm.type.element_strides, to.type.element_strides):
+    for n, s, t in sorted(zip(to.type.shape, frm.type.element_strides, to.type.element_strides), key=lambda d: -d[2]):
         if n == 1:
             continue
         if merged and merged[-1][1] == s * n and merged[-1][2] == t * n:
             merged[-1] = (merged[-1][0] * n, s, t)
         else:
             merged.append((n, s, t))
-    merged = merged or [(1, 1, 1)]
+    merged = _blocked(merged) or [(1, 1, 1)]
     shape = [n for n, _, _ in merged]
     body = Block([ScalarType(i64)] * len(shape))
     b = Builder(body, op.loc)

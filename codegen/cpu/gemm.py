@@ -24,7 +24,7 @@ import functools
 import threading
 
 from .compile import Library, compile_many
-from .gemm_base import ARG_INDEX, ARGS, Tiling, panel_at, panel_stride, scratch_bytes, symbol, tiling
+from .gemm_base import ARG_INDEX, ARGS, CHUNK, Tiling, panel_at, panel_stride, scratch_bytes, symbol, tiling
 from .gemm_pack import Pack
 from .gemm_tile import Tiles
 from .irtext import Fn
@@ -100,15 +100,22 @@ class _Gen(Pack, Tiles):
                         row = f.imul("2", f.udiv(f.imul(index, pairs), panels))
                         end = f.imul("2", f.udiv(f.imul(f.iadd(index, "1"), pairs), panels))
                         return row, f.isub(end, row), f.isub(m_here, row)
-                    with f.loop("0", panels) as p:
+                    # a column-major A is packed a few k at a time, so that its columns are read along and not in pieces
+                    chunk = k_here
+                    if not tables and self.target.masked:
+                        chunk = f.op(f"select i1 {f.icmp('eq', '%ars', '1')}, i64 {CHUNK}, i64 {k_here}")
+                        chunk = f.op(f"call i64 @llvm.smax.i64(i64 {chunk}, i64 1)")
+                    with f.loop("0", k_here, chunk) as kk, f.loop("0", panels) as p:
                         row, height, valid = panel(p.index)
+                        here = f.iadd(f.imul(row, k_here), f.imul(kk.index, height))
                         if tables:
                             src = (f"ptr %a, ptr {f.gep('i32', '%ars', f.iadd(ic.index, row))}, "
                                    f"ptr {f.gep('i32', '%acs', pc.index)}")
                         else:
-                            src = f"ptr {f.gep(self.ea, a_block, f.imul(row, '%ars'))}, i64 %ars, i64 %acs"
-                        f.do(f"call void @pack_a{'_tables' if tables else ''}(ptr {f.gep(e, packed_a, f.imul(row, k_here))}, "
-                             f"{src}, i64 {height}, i64 {f.imin(valid, height)}, i64 {k_here})")
+                            at = f.iadd(f.imul(row, "%ars"), f.imul(kk.index, "%acs"))
+                            src = f"ptr {f.gep(self.ea, a_block, at)}, i64 %ars, i64 %acs"
+                        f.do(f"call void @pack_a{'_tables' if tables else ''}(ptr {f.gep(e, packed_a, here)}, "
+                             f"{src}, i64 {height}, i64 {f.imin(valid, height)}, i64 {f.imin(chunk, f.isub(k_here, kk.index))})")
                     # A's panel stays in L1 and B's come from L2, so C is walked along its rows: down its columns, a
                     # power-of-two row length would put every tile into the same few cache sets
                     with f.loop("0", panels) as p:
@@ -269,7 +276,7 @@ class _Gen(Pack, Tiles):
         b_hi = f.op(f"select i1 {by_batch}, i64 {b_hi}, i64 {batch}")
         team = f.op(f"select i1 {by_batch}, i64 1, i64 %threads")
         rank = f.op(f"select i1 {by_batch}, i64 0, i64 %tid")
-        tm, tn = self.grid(f, g["m"], g["n"], g["k"], team)
+        tm, tn = self.grid(f, g["m"], g["n"], g["k"], team, self.in_place(f, g))
         rank_m, rank_n = f.udiv(rank, tn), f.urem(rank, tn)
         m0, m1 = self.share(f, g["m"], rank_m, tm, 2)
         n0, n1 = self.share(f, g["n"], rank_n, tn, t.nr)
@@ -339,9 +346,17 @@ class _Gen(Pack, Tiles):
         hi = f.imul(f.udiv(f.imul(f.iadd(rank, "1"), units), team), str(unit))
         return f.imin(lo, total), f.imin(hi, total)
 
-    def grid(self, f: Fn, m: str, n: str, k: str, team: str) -> tuple[str, str]:
+    def in_place(self, f: Fn, g: dict[str, str]) -> str:
+        """Whether a thread may read all of B where it is (see `few` in `single`) at little cost: it fits the cache beside C."""
+        if not self.same["b"]:
+            return "false"
+        few = f.both(f.icmp("sle", g["m"], str(5 * self.t.mr)), f.icmp("eq", g["b_cs"], "1"))
+        return f.both(few, f.icmp("sle", f.imul(g["k"], g["n"]), str(self.target.l2 // 2 // self.size)))
+
+    def grid(self, f: Fn, m: str, n: str, k: str, team: str, in_place: str) -> tuple[str, str]:
         """team = tm x tn, such that a thread's work (its tiles and what it packs) is least."""
         t = self.t
+        panel_cost = f.op(f"select i1 {in_place}, i64 1, i64 8")
         mp = f.udiv(f.iadd(m, "1"), "2")
         np_ = f.udiv(f.iadd(n, str(t.nr - 1)), str(t.nr))
         big = str(1 << 62)
@@ -350,8 +365,8 @@ class _Gen(Pack, Tiles):
             tn = f.udiv(team, tm.index)
             rows = f.udiv(f.iadd(mp, f.isub(tm.index, "1")), tm.index)       # pairs of rows
             cols = f.udiv(f.iadd(np_, f.isub(tn, "1")), tn)                  # panels
-            # per k: a pair of rows x a panel is 2 * nw FMAs = 2 cycles; packing a panel ~ 8, a pair of rows ~ 1
-            cost = f.iadd(f.imul(f.imul(rows, cols), "2"), f.iadd(f.imul(cols, "8"), rows))
+            # per k: a pair of rows x a panel is 2 * nw FMAs = 2 cycles; packing a panel ~ 8 (reading it ~ 1), a pair of rows ~ 1
+            cost = f.iadd(f.imul(f.imul(rows, cols), "2"), f.iadd(f.imul(cols, panel_cost), rows))
             better = f.both(f.icmp("eq", rest, "0"), f.icmp("slt", cost, tm.values[0]))
             tm.next = [f.op(f"select i1 {better}, i64 {cost}, i64 {tm.values[0]}"),
                        f.op(f"select i1 {better}, i64 {tm.index}, i64 {tm.values[1]}")]

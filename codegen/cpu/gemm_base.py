@@ -15,6 +15,7 @@ ARGS = ("batch0", "batch1", "m", "n", "k",
         "epilogue", "env", "discard")
 ARG_INDEX = {name: i for i, name in enumerate(ARGS)}
 
+CHUNK = 16         # k's of a column-major A that are packed at a time
 PREFETCH = 16      # rows of B ahead of the one being packed
 LLVM_TYPE = {"f32": "float", "f64": "double", "i32": "i32", "i64": "i64"}
 SIZE = {"f32": 4, "f64": 8, "i32": 4, "i64": 8}

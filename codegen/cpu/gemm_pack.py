@@ -62,13 +62,15 @@ class Pack(Base):
 
         f.label(unit_i)
         masks = [self.mask(f, f.isub("%valid", str(p * w))) if masked else None for p in range(parts)]
+        # A's panels are packed in turns (see `single`): none may write into the next one
+        own = [self.mask(f, f.isub("%h", str(p * w))) if masked and side == "a" else None for p in range(parts)]
         with f.loop("0", "%kc") as loop:
             src = f.gep(src_e, "%src", f.imul(loop.index, "%sk"))
             dst = f.gep(e, "%dst", f.imul(loop.index, "%h"))
             ahead = f.gep(src_e, src, f.imul("%sk", str(PREFETCH)))
             for p in range(parts):
                 self.prefetch(f, f.gep(src_e, ahead, str(p * w)), 2)
-                self.vstore(f, self.vload_side(f, side, f.gep(src_e, src, str(p * w)), masks[p]), f.gep(e, dst, str(p * w)))
+                self.vstore(f, self.vload_side(f, side, f.gep(src_e, src, str(p * w)), masks[p]), f.gep(e, dst, str(p * w)), own[p])
         f.jump(out)
 
         f.label(test)

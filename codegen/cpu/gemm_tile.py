@@ -38,12 +38,16 @@ class Tiles(Base):
         # A's pointer and B's pointer advance; the accumulators stay in registers
         carried = [("ptr", "%a"), ("ptr", "%b"), *((self.v, x) for x in start)]
         ahead = f.imul("%ldb", str(PREFETCH // 2))
+        # B that is read where it lies may come from far: the next panel's lines, in the pages of these
+        beside = f.op(f"select i1 {f.icmp('eq', '%ldb', str(self.t.nr))}, i64 0, i64 {self.t.nr}")
         eb = self.eb if packs else self.e
 
         def step(a: str, b: str, acc: list[str], packed: str = "") -> list[str]:
             soon = f.gep(eb, b, ahead)                         # B's panels come from L2
             for j in range(nw):
                 self.prefetch(f, f.gep(eb, soon, str(j * self.w)))
+                if not packs:
+                    self.prefetch(f, f.gep(eb, f.gep(eb, b, beside), str(j * self.w)), 2)
             bs = [self.vload_side(f, "b", f.gep(eb, b, str(j * self.w))) if packs else
                   self.vload(f, f.gep(eb, b, str(j * self.w)), masks[j]) for j in range(nw)]
             for j in range(nw if packs else 0):
