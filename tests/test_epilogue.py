@@ -24,7 +24,7 @@ fn row(x: f32[i], w: f32[i, o], b: f32[o]) -> f32[o] { tanh(x @ w + b) }
 fn column(x: f32[B, i], w: f32[i], b: f32[B]) -> f32[B] { tanh(x @ w + b) }
 fn transposed(x: f32[i, B], w: f32[o, i], b: f32[o], m: f32[B, o]) -> f32[B, o] { where(m > 0, x.T @ w.T + b, 0.0) }
 fn update(x: f32[B, i], d: f32[B, o], w: f32[i, o]) -> f32[i, o] { w - 0.1 * (x.T @ d) }
-fn scaled(x: i8[B, i], w: i8[i, o], s: f32[o]) -> f32[B, o] { f32(i32(x) @ i32(w)) * s }
+fn scaled(x: i32[B, i], w: i32[i, o], s: f32[o]) -> f32[B, o] { f32(x @ w) * s }
 fn sixteen(x: bf16[B, i], w: bf16[i, o], b: bf16[o]) -> bf16[B, o] { relu(x @ w + b) }
 """
 CASES = [("linear", [(9, 40), (40, 33), (33,)]), ("linear", [(3, 700), (700, 35), (35,)]), ("residual", [(17, 30), (30, 45), (45,), (17, 45)]),
@@ -33,7 +33,7 @@ CASES = [("linear", [(9, 40), (40, 33), (33,)]), ("linear", [(3, 700), (700, 35)
          ("transposed", [(40, 21), (33, 40), (33,), (21, 33)]), ("update", [(30, 17), (30, 40), (17, 40)]), ("update", [(700, 5), (700, 40), (5, 40)])]
 WANT = {"linear": lambda x, w, b: np.maximum(x @ w + b, 0), "three": lambda x, w, s: x @ w * s[None, :, None, :, None],
         "update": lambda x, d, w: w - 0.1 * (x.T @ d), "row": lambda x, w, b: np.tanh(x @ w + b)}
-DTYPES_OF = {"scaled": ("i8", "i8", "f32"), "sixteen": ("bf16",) * 3}
+DTYPES_OF = {"scaled": ("i32", "i32", "f32"), "sixteen": ("bf16",) * 3}
 
 
 def build(name: str, shapes, dtypes=None):
