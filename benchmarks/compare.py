@@ -95,8 +95,8 @@ def run(w: Workload, peers: list[str], threads: int, cache: int, backend: str = 
     """Measure one workload. A side that fails leaves a note in the row; the others go on. `backend` is Engram's."""
     row = Row(w, parts=w.parts(cache))
     for p in peers:
-        row.peers.append(Peer(p, note="" if installed(p) else f"{p} is not installed"))
-    present = [p for p in row.peers if not p.note]
+        row.peers.append(Peer(p, note="" if installed(p) or p not in w.peers else f"{p} is not installed"))
+    present = [p for p in row.peers if not p.note and p.name in w.peers]
     try:
         if w.kind == "first":
             _first(row, present, threads, backend, say)

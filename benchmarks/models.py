@@ -41,6 +41,9 @@ def parameters(model: str, s: Mapping[str, int]) -> Shapes:
         return {**_linear("a", 784, 512), **_linear("b", 512, 256), **_linear("c", 256, 10)}
     if model == "xor":
         return {**_linear("hidden", 2, 8), **_linear("out", 8, 1)}
+    if model == "local":
+        return {"l1.w": ((784, 1000), 784 ** -0.5, 0.0), "l1.b": ((1000,), 0.02, 0.0), "l2.w": ((1000, 1000), 1000 ** -0.5, 0.0), "l2.b": ((1000,), 0.02, 0.0),
+                "l1.three_factor.m": ((10, 1000), 1000 ** -0.5, 0.0), "l2.three_factor.m": ((10, 1000), 1000 ** -0.5, 0.0)}
     if model == "rnn":
         v, h = s["vocab"], s["width"]
         return {"emb.w": ((v, h), 1.0, 0.0), "rnn.wx": ((h, h), h ** -0.5, 0.0), "rnn.wh": ((h, h), h ** -0.5, 0.0),
@@ -84,6 +87,8 @@ def data(model: str, s: Mapping[str, int], seed: int = 1) -> dict[str, np.ndarra
     if model == "xor":
         x = np.array([[0, 0], [0, 1], [1, 0], [1, 1]], np.float32)
         return {"x": x, "y": (x[:, :1] != x[:, 1:]).astype(np.float32)}
+    if model == "local":
+        return {"x": rng.integers(0, 256, (batch, 28, 28)).astype(np.uint8), "y": rng.integers(0, 10, batch)}
     if model == "cnn":
         return {"x": rng.standard_normal((batch, 1, 28, 28), np.float32), "y": rng.integers(0, 10, batch)}
     return {name: rng.integers(0, s["vocab"], (batch, s["time"])) for name in "xy"}
@@ -128,7 +133,9 @@ def forward_flops(model: str, s: Mapping[str, int]) -> tuple[float, float]:
 def train_parts(model: str, s: Mapping[str, int], optimizer: str) -> list[Part]:
     """A training step: the products of all three passes, then the optimiser, which reads and writes a parameter and its state once."""
     all_, first = forward_flops(model, s)
-    n, passes = count(model, s), {"sgd": 2, "adam": 6, "adamw": 6}[optimizer]
+    n, passes = count(model, s), {"sgd": 2, "momentum": 4, "adam": 6, "adamw": 6}[optimizer]
+    if model == "local":                                     # forward and weights' update of each layer, and three small products of its readout
+        return [Part("products", 2.0 * s["batch"] * (2 * (784_000 + 1_000_000) + 2 * 3 * 10_000), 8.0 * n), Part("optimiser", 0.0, 4.0 * passes * n)]
     return [Part("products", 3 * all_ - first, 8.0 * n), Part("optimiser", 0.0, 4.0 * passes * n)]
 
 
@@ -147,7 +154,7 @@ def call_parts(model: str, s: Mapping[str, int]) -> list[Part]:
 def decode_parts(s: Mapping[str, int]) -> list[Part]:
     """One token: every weight but the embeddings' other rows is read once; positions are few, so caches do not count."""
     n = count("gpt", s) - s["context"] * s["width"]
-    return [Part("weights", 2.0 * n, 4.0 * n)]
+    return [Part("weights", 2.0 * n, n * s.get("bits", 32) / 8)]
 
 
 def working_set(model: str, s: Mapping[str, int], training: bool) -> float:

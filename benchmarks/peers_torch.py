@@ -18,6 +18,8 @@ def prepare(w: Workload, threads: int):
     """The subject for a workload; None where this peer does not take part in it."""
     import torch
     torch.set_num_threads(threads)
+    if w.model == "local":
+        return Local(w)
     kinds = {"call": Call, "train": Step, "loop": Loop, "generate": Generate, "first": First}
     return kinds[w.kind](w)
 
@@ -140,6 +142,47 @@ class Loop(Step):
         for path, layer in (("hidden", self.module[0]), ("out", self.module[2])):
             found |= {f"{path}.w after the loop": layer.weight.detach().numpy().T, f"{path}.b after the loop": layer.bias.detach().numpy()}
         return found
+
+
+class Local:
+    """Two layers of 1000 units that learn by the rule three_factor, as one would write it here: no autograd, updates in place, momentum in fused calls."""
+
+    def __init__(self, w: Workload):
+        import torch
+        self.work, self.count = w, 0
+        values = {k: torch.from_numpy(v) for k, v in models.parameter_values("local", w.size).items()}
+        self.layers = [(values[f"l{k}.w"].T.contiguous(), values[f"l{k}.b"], values[f"l{k}.three_factor.m"]) for k in (1, 2)]
+        self.params = [p for layer in self.layers for p in layer]
+        self.speeds = [torch.zeros_like(p) for p in self.params]
+        self.x, self.y = (torch.from_numpy(v) for v in models.data("local", w.size).values())
+
+    def step(self) -> None:
+        import torch
+        import torch.nn.functional as F
+        h, grads = (self.x.flatten(1).float() / 255 - 0.1307) / 0.3081, []
+        for k, (w, b, m) in enumerate(self.layers):
+            x = F.layer_norm(h, h.shape[1:]) if k else h
+            h = F.relu(F.linear(x, w, b))
+            e = F.linear(h, m).softmax(1)
+            e[torch.arange(len(self.y)), self.y] -= 1
+            e /= len(self.y)
+            d = (e @ m) * (h > 0)
+            grads += [d.T @ x, d.sum(0), e.T @ h]
+        torch._foreach_mul_(self.speeds, 0.9)
+        torch._foreach_add_(self.speeds, grads)
+        torch._foreach_add_(self.params, self.speeds, alpha=-self.work.lr * (1 - self.count / self.work.size["steps"]))
+        self.count += 1
+
+    def results(self) -> dict[str, np.ndarray]:
+        self.run(models.COMPARED_STEPS)
+        return {f"l{k}.{name} after the first steps": (v.T if name == "w" else v).numpy()
+                for k, layer in zip((1, 2), self.layers) for name, v in zip(("w", "b", "three_factor.m"), layer)}
+
+    def run(self, n: int) -> None:
+        import torch
+        with torch.no_grad():
+            for _ in range(n):
+                self.step()
 
 
 class First(Step):

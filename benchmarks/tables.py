@@ -106,7 +106,7 @@ def line(row: Row, limits: Limits) -> str:
         return f"{w.name:18s} failed: {row.note}"
     share = share_of(row, limits)
     parts = [f"{w.name:18s} {text_of(row.value(row.seconds)):>7s} {row.unit:9s}", f"{share:6.1%} of the limit" if share and share >= 0.01 else " " * 19]
-    parts += [f"{p.name} {text_of(row.value(p.seconds))} = {ratio_of(p)}" if p.ratio else f"{p.name}: {p.note}" for p in row.peers]
+    parts += [f"{p.name} {text_of(row.value(p.seconds))} = {ratio_of(p)}" if p.ratio else f"{p.name}: {p.note or '-'}" for p in row.peers]
     return "  ".join(parts) + "".join(f"  [{'met' if ok else 'MISSED'}: {what}]" for what, ok in row.bars(limits) if ok is not None)
 
 

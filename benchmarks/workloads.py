@@ -33,6 +33,8 @@ class Workload:
     tolerance: float = 1e-4
     bars: Mapping[str, float] = field(default_factory=dict)
     warm: bool = False                           # first: from a cache that an earlier process has filled
+    quantize: str = ""                           # the weight type that products with parameters get
+    peers: tuple[str, ...] = ("torch", "jax")    # who takes part
     dials: Mapping[str, str] = field(default_factory=dict)       # a size -> the setting of the block that says it
 
     def sized(self, **size: int) -> Workload:
@@ -60,7 +62,7 @@ class Workload:
             parts = decode_parts(self.size)
         else:
             parts = train_parts(self.model, self.size, self.optimizer) if self.training else call_parts(self.model, self.size)
-        if working_set(self.model, self.size, self.training) > cache:
+        if working_set(self.model, self.size, self.training) > cache or self.kind == "generate":
             return parts
         return [replace(p, bytes=0.0) for p in parts]
 
@@ -92,6 +94,12 @@ TABLE: list[Workload] = [
              {**GPT2, "batch": 1, "time": 512, "last": 1}, "GPT2", tolerance=1e-4, bars={"most": 361 / 1.7}),
     Workload("gpt2_decode", "GPT-2 124M, f32 decode, greedy, 64 tokens", "generate", "gpt", "gpt2.nn", {**GPT2, "batch": 1, "time": 1, "tokens": 64},
              "GPT2", unit="tokens/s", tolerance=0.0, bars={"limit": 0.90}),
+    *(Workload(f"gpt2_decode_{kind}", f"the same with {what} weights", "generate", "gpt", "gpt2.nn", {**GPT2, "batch": 1, "time": 1, "tokens": 64, "bits": bits},
+               "GPT2", unit="tokens/s", quantize=kind, peers=(), bars={"least": bar})
+      for kind, what, bits, bar in (("int8", "8-bit", 8, 300), ("int4", "4-bit", 4, 500), ("ternary", "ternary (2-bit)", 2, 900))),
+    _train("local_mlp", "MNIST MLP 784-1000-1000, batch 100, local rule (mnist_local.nn): a step", "local", "momentum", program="mnist_local.nn",
+           block="mnist_local", lr=0.05, size={"batch": 100, "steps": 100_000}, dials={"batch": "batch", "steps": "epochs"}, settings={"holdout": 0}, peers=("torch",),
+           bars={"torch": 2.0}),
     _train("gpt2_first_cold", "GPT-2 124M: the first training step, nothing cached", "gpt", "adamw", kind="first", program="gpt2.nn", block="gpt2",
            size={**GPT2, "context": 64, "batch": 4, "time": 64}, unit="s", bars={"most": 6.0}),
     _train("gpt2_first_warm", "GPT-2 124M: the first training step, cache warm", "gpt", "adamw", kind="first", program="gpt2.nn", block="gpt2",

@@ -25,6 +25,17 @@ def test_parameters_are_those_of_the_program(name):
     assert found == {k: shape for k, (shape, _, _) in models.parameters(w.model, w.size).items()}
 
 
+def test_a_local_rules_readout_is_the_benchmarks_too():
+    from engram.benchmarks import ours
+    w = workloads.WORKLOADS["local_mlp"]
+    step, values = ours.prepare(w, 1), models.parameter_values(w.model, w.size)
+    assert set(step.names) == set(values)
+    for k, i in step.names.items():
+        np.testing.assert_array_equal(step.program.to_host(step.slots[i]), values[k])
+    after = step.results()
+    assert set(after) == {f"{k} after the first steps" for k in values} and not np.array_equal(after["l2.w after the first steps"], values["l2.w"])
+
+
 @pytest.mark.parametrize("name", ["mlp", "rnn", "cnn", "char_gpt"])
 def test_data_is_what_the_program_declares(name):
     w = workloads.WORKLOADS[name]
@@ -40,6 +51,7 @@ def test_counted_work():
     assert mlp[0].flops == 2 * 128 * (3 * macs - first) and mlp[1].bytes == 24 * (macs + 512 + 256 + 10)
     assert all(p.bytes == 0 for p in workloads.WORKLOADS["mlp"].parts(32 << 20)), "8 MB of state stay in a cache of 32 MB"
     assert workloads.WORKLOADS["gpt2_decode"].parts(32 << 20)[0].bytes == 4 * (124_439_808 - 1024 * 768)
+    assert workloads.WORKLOADS["gpt2_decode_ternary"].parts(32 << 20)[0].bytes == (124_439_808 - 1024 * 768) / 4
 
 
 def test_the_limit_is_the_slower_of_arithmetic_and_memory_part_by_part():
@@ -205,10 +217,12 @@ def test_peers_compute_the_same(peer, tmp_path):
     if os.environ.get("ENGRAM_TEST_PEERS") != "1":
         pytest.skip("ENGRAM_TEST_PEERS=1 runs it: loading a peer takes seconds")
     pytest.importorskip(peer)
-    small = {"rnn": {"batch": 2}, "char_gpt": {"batch": 2}, "matmul_512": TINY, "mlp": {"batch": 8}, "cnn": {"batch": 4}, "xor_call": {}}
+    small = {"rnn": {"batch": 2}, "char_gpt": {"batch": 2}, "matmul_512": TINY, "mlp": {"batch": 8}, "cnn": {"batch": 4}, "xor_call": {}, "local_mlp": {}}
     sides = [worker.Side(name, 2) for name in ("engram", peer)]
     try:
         for name, size in small.items():
+            if peer not in workloads.WORKLOADS[name].peers:
+                continue
             found = []
             for k, side in enumerate(sides):
                 side.ask(do="prepare", workload=name, size=size)
