@@ -1,4 +1,6 @@
 """Products of operands that are narrower than their sums: i8 x i8 to i32, bf16 x bf16 to f32, mixed; on every backend."""
+import itertools
+
 import numpy as np
 import pytest
 from engram.compiler import driver
@@ -69,6 +71,39 @@ def test_other_machines_and_threads(kind, machine):
             results.append(run(a, b, c, threads=threads).tobytes())
         assert len(set(results)) == 1
         close(acc, c[0, 0], a[0, 0], b[0, 0], False)
+
+
+def test_pairs_of_bf16():
+    """The instruction that multiplies pairs: every layout, odd depths, blocks of k, the same bits for any number of threads."""
+    from engram.codegen.cpu.gemm_base import with_pairs
+    from engram.codegen.cpu.target import host_target
+    from test_cpu_gemm import Gemm
+    kind = with_pairs("f32:bf16:bf16", host_target())
+    if not host_target().bf16_dot:
+        assert kind == "f32:bf16:bf16"
+        pytest.skip("this processor does not multiply pairs of bf16")
+    run, rng = Gemm(kind, ""), np.random.default_rng(3)
+    for m, n, k in [(3, 5, 7), (15, 33, 17), (33, 47, 310), (90, 200, 40), (5, 7, 0), (16, 96, 1), (40, 50, 1301)]:
+        for layout in itertools.product("nts", "nts"):
+            a, b = (strided(array(rng, "bf16", shape), how) for shape, how in zip(((1, 1, m, k), (1, 1, k, n)), layout))
+            results = []
+            for threads in (1, 2, 3):
+                c = np.full((1, 1, m, n), 77, np.float32)
+                results.append(run(a, b, c, threads=threads).tobytes())
+            assert len(set(results)) == 1
+            close("f32", c[0, 0], a[0, 0], b[0, 0], False)
+
+
+def strided(x, how):
+    """The same numbers, row by row (n), column by column (t) or with gaps everywhere (s)."""
+    if how == "t":
+        return np.ascontiguousarray(x.swapaxes(2, 3)).swapaxes(2, 3)
+    if how == "s":
+        big = np.zeros((1, 1, 2 * x.shape[2] + 1, 3 * x.shape[3] + 1), x.dtype)
+        view = big[:, :, 1::2, 1::3]
+        view[...] = x
+        return view
+    return x
 
 
 def test_opencl():

@@ -14,7 +14,7 @@ from ...compiler.ir.builder import Builder
 from ...compiler.ir.core import Block, Op, Value
 from ...compiler.ir.types import ScalarType, f32, i64
 from ..epilogue import inline_epilogue
-from .gemm_base import ARG_INDEX, ARGS, MEMORY_TYPE, dtypes_of, kind_of, symbol
+from .gemm_base import ARG_INDEX, ARGS, MEMORY_TYPE, dtypes_of, kind_of, symbol, with_pairs
 from .scalars import mem_elem
 from .target import CpuTarget
 
@@ -116,7 +116,7 @@ def plan(op: Op, target: CpuTarget) -> GemmPlan | None:
         swapped = n.c != 1 or (n.size == 1 and m.c == 1)
         if swapped:
             m, n, k, *batch = (d.swapped() for d in (n, m, k, *batch))
-        return GemmPlan(_kind(dtype, sides, swapped), m, n, k, batch, swapped)
+        return GemmPlan(with_pairs(_kind(dtype, sides, swapped), target), m, n, k, batch, swapped)
     # out's unit stride has to be n's; rows and columns of out have to step evenly
     swapped = not any(d.c == 1 for d in ns) and any(d.c == 1 for d in ms)
     if swapped:
@@ -131,7 +131,7 @@ def plan(op: Op, target: CpuTarget) -> GemmPlan | None:
     if m.size * n.size * k.size < 512:
         return None
     if len(m_dims) <= 1 and len(n_dims) <= 1 and len(ks) <= 1:
-        return GemmPlan(_kind(dtype, sides, swapped), m, n, k, batch, swapped)
+        return GemmPlan(with_pairs(_kind(dtype, sides, swapped), target), m, n, k, batch, swapped)
     tables = tuple(_offsets(g, x) for g, x in ((m_dims, "a"), (ks, "a"), (ks, "b"), (n_dims, "b")))
     if any(t is None for t in tables):
         return None

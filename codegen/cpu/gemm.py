@@ -7,6 +7,8 @@ compiled function serves every contraction of a dtype (and is compiled once per 
   panels of even height <= MR, so no more than one row of a matrix is wasted.
 * A is packed to panels of h rows (a panel stays in L1), B to panels of NR columns (a block stays in L2); packing takes
   any strides.
+* Products of bf16 on targets that multiply pairs (`CpuTarget.bf16_dot`): packed panels hold pairs of neighbouring k's as 32-bit words. Such
+  an instruction takes subnormal numbers for 0 and rounds after each pair; other targets widen to f32 while packing.
 * Convolutions and other contractions over several dims: rows, columns and k may be given by tables of offsets.
 * Edges: masked loads and stores where they are free (AVX-512), else a temporary tile.
 * Bits: every element is one chain of fused multiply-adds in ascending k from 0 (or from C): blocks load C back into the
@@ -49,9 +51,12 @@ class _Gen(Pack, Tiles):
         slack = 64 * t.lanes
         packed_b = f.gep(e, "%scratch", str((t.mc + t.mr) * t.kc + slack))
         temporary = f.alloca(f"[{t.mr * t.nr} x {e}]") if not self.target.masked else ""
-        blocks = f.udiv(f.iadd("%k", str(t.kc - 1)), str(t.kc))
+        # from here on k counts packed elements
+        total = f.udiv(f.iadd("%k", "1"), "2") if self.pairs else "%k"
+        per = "2" if self.pairs else "1"
+        blocks = f.udiv(f.iadd(total, str(t.kc - 1)), str(t.kc))
         blocks = f.op(f"call i64 {f.module.intrinsic('i64', 'llvm.smax.i64', 'i64', 'i64')}(i64 {blocks}, i64 1)")
-        kc = f.udiv(f.iadd("%k", f.isub(blocks, "1")), blocks)        # even blocks: no short last one
+        kc = f.udiv(f.iadd(total, f.isub(blocks, "1")), blocks)        # even blocks: no short last one
         has_epilogue = f.op("icmp ne ptr %epi, null")
         # sums that only the epilogue needs stay with the thread, unless later blocks of k add to them
         own = f.both("%discard", f.icmp("eq", blocks, "1"))
@@ -72,14 +77,15 @@ class _Gen(Pack, Tiles):
         with f.loop("0", "%n", nc) as jc:
             n_here = f.imin(nc, f.isub("%n", jc.index))
             # k == 0 still has to clear C: one turn with an empty block
-            with f.loop("0", f.op("call i64 @llvm.smax.i64(i64 %k, i64 1)"), step) as pc:
-                k_here = f.imin(kc, f.isub("%k", pc.index))
+            with f.loop("0", f.op(f"call i64 @llvm.smax.i64(i64 {total}, i64 1)"), step) as pc:
+                k_here = f.imin(kc, f.isub(total, pc.index))
                 first = f.both("%overwrite", f.icmp("eq", pc.index, "0"))
-                last = f.both(has_epilogue, f.icmp("sge", f.iadd(pc.index, step), "%k"))
-                b_block = "%b" if tables else f.gep(self.eb, "%b", f.iadd(f.imul(pc.index, "%brs"), f.imul(jc.index, "%bcs")))
+                last = f.both(has_epilogue, f.icmp("sge", f.iadd(pc.index, step), total))
+                b_block = "%b" if tables else f.gep(self.eb, "%b", f.iadd(f.imul(f.imul(pc.index, per), "%brs"), f.imul(jc.index, "%bcs")))
                 # whole panels that lie row by row are packed by the first tiles that use them
                 late = f.both(f.op(f"xor i1 {few}, true"), unit_b)
-                unpacked = f.op(f"select i1 {late}, i64 {self.whole_panels(f, n_here)}, i64 0")
+                unpacked = "0" if self.pairs else f.op(f"select i1 {late}, i64 {self.whole_panels(f, n_here)}, i64 0")
+                left = f.isub("%k", f.imul(pc.index, per))
                 with f.when(f.op(f"xor i1 {direct}, true")):
                     with f.loop(unpacked, n_here, str(t.nr)) as j:
                         if tables:
@@ -88,12 +94,12 @@ class _Gen(Pack, Tiles):
                         else:
                             src = f"ptr {f.gep(self.eb, b_block, f.imul(j.index, '%bcs'))}, i64 %bcs, i64 %brs"
                         f.do(f"call void @pack_b{'_tables' if tables else ''}(ptr {f.gep(e, packed_b, f.imul(j.index, k_here))}, "
-                             f"{src}, i64 {t.nr}, i64 {f.isub(n_here, j.index)}, i64 {k_here})")
+                             f"{src}, i64 {t.nr}, i64 {f.isub(n_here, j.index)}, i64 {k_here}{f', i64 {left}' if self.pairs else ''})")
                 with f.loop("0", "%m", str(t.mc)) as ic:
                     m_here = f.imin(str(t.mc), f.isub("%m", ic.index))
                     pairs = f.udiv(f.iadd(m_here, "1"), "2")
                     panels = f.udiv(f.iadd(pairs, str(t.mr // 2 - 1)), str(t.mr // 2))
-                    a_block = "%a" if tables else f.gep(self.ea, "%a", f.iadd(f.imul(ic.index, "%ars"), f.imul(pc.index, "%acs")))
+                    a_block = "%a" if tables else f.gep(self.ea, "%a", f.iadd(f.imul(ic.index, "%ars"), f.imul(f.imul(pc.index, per), "%acs")))
                     c_block = f.gep(e, "%c", f.iadd(f.imul(ic.index, "%ldc"), jc.index))
 
                     def panel(index: str) -> tuple[str, str, str]:
@@ -112,10 +118,11 @@ class _Gen(Pack, Tiles):
                             src = (f"ptr %a, ptr {f.gep('i32', '%ars', f.iadd(ic.index, row))}, "
                                    f"ptr {f.gep('i32', '%acs', pc.index)}")
                         else:
-                            at = f.iadd(f.imul(row, "%ars"), f.imul(kk.index, "%acs"))
+                            at = f.iadd(f.imul(row, "%ars"), f.imul(f.imul(kk.index, per), "%acs"))
                             src = f"ptr {f.gep(self.ea, a_block, at)}, i64 %ars, i64 %acs"
                         f.do(f"call void @pack_a{'_tables' if tables else ''}(ptr {f.gep(e, packed_a, here)}, "
-                             f"{src}, i64 {height}, i64 {f.imin(valid, height)}, i64 {f.imin(chunk, f.isub(k_here, kk.index))})")
+                             f"{src}, i64 {height}, i64 {f.imin(valid, height)}, i64 {f.imin(chunk, f.isub(k_here, kk.index))}"
+                             f"{f', i64 {f.isub(left, f.imul(kk.index, per))}' if self.pairs else ''})")
                     # A's panel stays in L1 and B's come from L2, so C is walked along its rows: down its columns, a
                     # power-of-two row length would put every tile into the same few cache sets
                     with f.loop("0", panels) as p:
@@ -149,6 +156,9 @@ class _Gen(Pack, Tiles):
         """A tile of the plain kind: the first row of tiles finds B unpacked and packs it."""
         t = self.t
         here = f.gep(self.eb, b_block, j)
+        if self.pairs:
+            self.any_tile(f, temporary, k, a_panel, packed, str(t.nr), c_tile, ldc, cols, rows, first, height)
+            return
         packs, plain, done = f.new_label("packs"), f.new_label("plain"), f.new_label("tile.done")
         f.branch(f.both(f.icmp("eq", row, "0"), f.icmp("slt", j, unpacked)), packs, plain)
         f.label(packs)
@@ -303,10 +313,11 @@ class _Gen(Pack, Tiles):
             f.label(labels["tables"])
             at = [f.op(f"inttoptr i64 {raw[x]} to ptr") for x in ("a_rs", "a_cs", "b_rs", "b_cs")]
             c_here = f.gep(e, pc, f.iadd(f.imul(m0, raw["c_rs"]), n0))
-            f.do(f"call void @single_tables(ptr %scratch, i64 {f.isub(m1, m0)}, i64 {f.isub(n1, n0)}, i64 {raw['k']}, ptr {pa}, "
-                 f"ptr {f.gep('i32', at[0], m0)}, ptr {at[1]}, ptr {pb}, ptr {at[2]}, ptr {f.gep('i32', at[3], n0)}, "
-                 f"ptr {c_here}, i64 {raw['c_rs']}, i1 {overwrite}, ptr {epi}, ptr {env}, i64 {i0}, i64 {i1}, i64 {m0}, i64 {n0}, "
-                 f"i1 {discard})")
+            if not self.pairs:
+                f.do(f"call void @single_tables(ptr %scratch, i64 {f.isub(m1, m0)}, i64 {f.isub(n1, n0)}, i64 {raw['k']}, ptr {pa}, "
+                     f"ptr {f.gep('i32', at[0], m0)}, ptr {at[1]}, ptr {pb}, ptr {at[2]}, ptr {f.gep('i32', at[3], n0)}, "
+                     f"ptr {c_here}, i64 {raw['c_rs']}, i1 {overwrite}, ptr {epi}, ptr {env}, i64 {i0}, i64 {i1}, i64 {m0}, i64 {n0}, "
+                     f"i1 {discard})")
             f.jump(labels["done"])
             f.label(labels["plain"])
             f.branch(is_stream, pick, labels["trydots"])
@@ -378,17 +389,20 @@ class _Gen(Pack, Tiles):
         for h in self.t.heights:
             for nw in sorted({1, self.t.nw}):
                 self.micro(h, nw)
-        for h in self.packing_heights():
+        for h in self.packing_heights() if not self.pairs else ():
             self.micro(h, self.t.nw, packs=True)
         for line in self.tiles.functions:
             header = line[:line.index(" #")].removeprefix("define ")
             self.m.declare("declare " + header.replace("noalias ", ""))
-        self.pack("a", -(-self.t.mr // self.w))
-        self.pack("b", self.t.nw)
-        self.pack_tables("a", -(-self.t.mr // self.w))
-        self.pack_tables("b", self.t.nw)
+        for side, parts in (("a", -(-self.t.mr // self.w)), ("b", self.t.nw)):
+            if self.pairs:
+                self.pack_pairs(side, parts)
+            else:
+                self.pack(side, parts)
+                self.pack_tables(side, parts)
         self.single()
-        self.single(tables=True)
+        if not self.pairs:
+            self.single(tables=True)
         self.stream(1)
         self.stream(2)
         self.dots()

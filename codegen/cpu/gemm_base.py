@@ -24,6 +24,9 @@ MEMORY_TYPE = {**LLVM_TYPE, "bf16": "i16", "f16": "i16", "i16": "i16", "i8": "i8
 MEMORY_SIZE = {**SIZE, "bf16": 2, "f16": 2, "i16": 2, "i8": 1, "u16": 2, "u8": 1, "u32": 4}
 
 
+PAIRS = ":pairs"   # of a kind whose packed panels hold pairs of neighbouring k's, for instructions that multiply pairs
+
+
 def kind_of(acc: str, lhs: str, rhs: str) -> str:
     """The name of the GEMM that adds up products of lhs and rhs elements in `acc`: "f32", or "f32:bf16:bf16"."""
     return acc if lhs == rhs == acc else f"{acc}:{lhs}:{rhs}"
@@ -31,8 +34,13 @@ def kind_of(acc: str, lhs: str, rhs: str) -> str:
 
 def dtypes_of(kind: str) -> tuple[str, str, str]:
     """(sums, lhs, rhs) of a kind."""
-    acc, *sides = kind.split(":")
+    acc, *sides = kind.removesuffix(PAIRS).split(":")
     return (acc, *(sides or (acc, acc)))
+
+
+def with_pairs(kind: str, target: CpuTarget) -> str:
+    """The kind for products without tables of offsets: multiplying pairs where the target does."""
+    return kind + PAIRS if kind == "f32:bf16:bf16" and target.bf16_dot else kind
 
 
 @dataclass(frozen=True)
@@ -99,6 +107,7 @@ class Base:
         self.ea, self.eb = (MEMORY_TYPE[d] for d in sides)
         self.same = {x: d == dtype for x, d in self.side.items()}
         self.dtype = dtype
+        self.pairs = kind.endswith(PAIRS)
         self.e, self.size = LLVM_TYPE[dtype], SIZE[dtype]
         self.w = self.t.lanes
         self.v = vec(self.e, self.w)
@@ -114,6 +123,27 @@ class Base:
             name = "llvm.fma." + (self.suffix if v == self.v else f"f{self.size * 8}")
             return f.op(f"call {v} {f.module.intrinsic(v, name, v, v, v)}({v} {a}, {v} {b}, {v} {c})")
         return f.op(f"fadd {v} {c}, {f.op(f'fmul {v} {a}, {b}')}")
+
+    def packed_row(self, f: Fn, ptr: str, mask: str | None) -> str:
+        """A vector of a packed panel of B."""
+        return f.load(vec("i32", self.w), ptr, 4) if self.pairs else self.vload(f, ptr, mask)
+
+    def packed_splat(self, f: Fn, ptr: str) -> str:
+        """One element of a packed panel of A, in all lanes."""
+        if not self.pairs:
+            return self.splat(f, f.load(self.e, ptr, self.size))
+        v = vec("i32", self.w)
+        one = f.op(f"insertelement {v} poison, i32 {f.load('i32', ptr, 4)}, i64 0")
+        return f.op(f"shufflevector {v} {one}, {v} poison, <{self.w} x i32> zeroinitializer")
+
+    def packed_fma(self, f: Fn, a: str, b: str, c: str) -> str:
+        """c + a * b on packed elements."""
+        if not self.pairs:
+            return self.fma(f, a, b, c)
+        words, halves = vec("i32", self.w), vec("bfloat", 2 * self.w)
+        x, y = (f.op(f"bitcast {words} {z} to {halves}") for z in (a, b))
+        name = f.module.intrinsic(self.v, f"llvm.x86.avx512bf16.dpbf16ps.{32 * self.w}", self.v, halves, halves)
+        return f.op(f"call {self.v} {name}({self.v} {c}, {halves} {x}, {halves} {y})")
 
     def splat(self, f: Fn, scalar: str) -> str:
         one = f.op(f"insertelement {self.v} poison, {self.e} {scalar}, i64 0")

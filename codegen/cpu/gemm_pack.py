@@ -111,6 +111,81 @@ class Pack(Base):
         f.label(out)
         f.finish()
 
+    def pack_pairs(self, side: str, parts: int) -> None:
+        """Pairs of 16-bit elements as 32-bit words: dst[w * h + i] = (src[i * si + 2 w * sk], the next one along k), w < kc, where `left`
+        k's are left in src; what is beyond is 0. Words are stored in ascending w as in `pack`."""
+        f = Fn(self.m, f"internal void @pack_{side}(ptr noalias %dst, ptr noalias %src, i64 %si, i64 %sk, i64 %h, "
+                       "i64 %valid, i64 %kc, i64 %left)", "#2")
+        w, e = self.w, "i16"
+        words, halves, lanes = f"<{w} x i32>", f"<{w} x i16>", f"<{w} x i1>"
+        labels = {x: f.new_label(x) for x in ("unit_i", "test", "unit_k", "other", "out")}
+        load = f.module.intrinsic(halves, f"llvm.masked.load.v{w}i16.p0", "ptr", "i32", lanes, halves)
+        load_words = f.module.intrinsic(words, f"llvm.masked.load.v{w}i32.p0", "ptr", "i32", lanes, words)
+        store = f.module.intrinsic("void", f"llvm.masked.store.v{w}i32.p0", words, "ptr", "i32", lanes)
+        valid = [self.mask(f, f.isub("%valid", str(p * w))) for p in range(parts)]
+        own = [self.mask(f, f.isub("%h", str(p * w))) for p in range(parts)]
+
+        def put(value: str, word: str, p: int) -> None:
+            ptr = f.gep("i32", "%dst", f.iadd(f.imul(word, "%h"), str(p * w)))
+            f.do(f"call void {store}({words} {value}, ptr {ptr}, i32 4, {lanes} {own[p]})")
+        f.branch(f.op("icmp eq i64 %si, 1"), labels["unit_i"], labels["test"])
+        f.label(labels["unit_i"])
+        with f.loop("0", "%kc") as loop:
+            k = f.imul(loop.index, "2")
+            both = f.icmp("slt", f.iadd(k, "1"), "%left")
+            first = f.gep(e, "%src", f.imul(k, "%sk"))
+            second = f.gep(e, first, f.op(f"select i1 {both}, i64 %sk, i64 0"))
+            keep = f.op(f"select i1 {both}, {lanes} splat (i1 true), {lanes} zeroinitializer")
+            for p in range(parts):
+                pair = []
+                for row, mask in ((first, valid[p]), (second, f.op(f"and {lanes} {valid[p]}, {keep}"))):
+                    self.prefetch(f, f.gep(e, row, f.iadd(f.imul("%sk", str(PREFETCH)), str(p * w))), 2)
+                    x = f.op(f"call {halves} {load}(ptr {f.gep(e, row, str(p * w))}, i32 2, {lanes} {mask}, {halves} zeroinitializer)", "l")
+                    pair.append(f.op(f"zext {halves} {x} to {words}"))
+                high = f.op(f"shl {words} {pair[1]}, splat (i32 16)")
+                put(f.op(f"or {words} {pair[0]}, {high}"), loop.index, p)
+        f.jump(labels["out"])
+        f.label(labels["test"])
+        f.branch(f.op("icmp eq i64 %sk, 1"), labels["unit_k"], labels["other"])
+        f.label(labels["unit_k"])                           # pairs lie side by side: words are transposed
+        top = f.isub("%valid", "1")
+        bases = [f.gep(e, "%src", f.imul(f.imin(str(i), top), "%si")) for i in range(parts * w)]
+        whole = f.imin("%kc", f.udiv("%left", "2"))
+        with f.loop("0", "%kc", str(w)) as loop:
+            mask = self.mask(f, f.isub(whole, loop.index))
+            ahead = f.imul("2", f.iadd(loop.index, str(w)))
+            for i in range(parts * w):
+                self.prefetch(f, f.gep(e, bases[i], ahead), 2)
+            at = f.imul("2", loop.index)
+            for p in range(parts):
+                rows = []
+                for i in range(w):
+                    x = f.op(f"call {words} {load_words}(ptr {f.gep(e, bases[p * w + i], at)}, i32 2, {lanes} {mask}, {words} zeroinitializer)", "l")
+                    rows.append(f.op(f"bitcast {words} {x} to {self.v}"))
+                for i, col in enumerate(self.transpose(f, rows)):
+                    word = f.iadd(loop.index, str(i))
+                    with f.when(f.icmp("slt", word, "%kc")):
+                        put(f.op(f"bitcast {self.v} {col} to {words}"), word, p)
+        with f.when(f.icmp("slt", whole, "%kc")), f.loop("0", f.imin("%valid", "%h")) as i:         # an odd k at the end
+            x = f.load(e, f.gep(e, "%src", f.iadd(f.imul(i.index, "%si"), f.imul("2", whole))), 2)
+            f.store("i32", f.op(f"zext i16 {x} to i32"), f.gep("i32", "%dst", f.iadd(f.imul(whole, "%h"), i.index)), 4)
+        f.jump(labels["out"])
+        f.label(labels["other"])
+        with f.loop("0", "%kc") as loop:
+            k = f.imul(loop.index, "2")
+            both = f.icmp("slt", f.iadd(k, "1"), "%left")
+            next_ = f.op(f"select i1 {both}, i64 %sk, i64 0")
+            with f.loop("0", f.imin("%valid", "%h")) as i:
+                ptr = f.gep(e, "%src", f.iadd(f.imul(i.index, "%si"), f.imul(k, "%sk")))
+                low, high = (f.op(f"zext i16 {f.load(e, x, 2)} to i32") for x in (ptr, f.gep(e, ptr, next_)))
+                high = f.op(f"select i1 {both}, i32 {f.op(f'shl i32 {high}, 16')}, i32 0")
+                f.store("i32", f.op(f"or i32 {low}, {high}"), f.gep("i32", "%dst", f.iadd(f.imul(loop.index, "%h"), i.index)), 4)
+            with f.loop(f.imin("%valid", "%h"), "%h") as i:
+                f.store("i32", "0", f.gep("i32", "%dst", f.iadd(f.imul(loop.index, "%h"), i.index)), 4)
+        f.jump(labels["out"])
+        f.label(labels["out"])
+        f.finish()
+
     def run_length(self, f: Fn, table: str, start: str, limit: str) -> str:
         """How many entries from `start` on (at most `limit`, at least 1) follow one another by 1."""
         first = f.load("i32", f.gep("i32", table, start), 4)

@@ -49,13 +49,13 @@ class Tiles(Base):
                 if not packs:
                     self.prefetch(f, f.gep(eb, f.gep(eb, b, beside), str(j * self.w)), 2)
             bs = [self.vload_side(f, "b", f.gep(eb, b, str(j * self.w))) if packs else
-                  self.vload(f, f.gep(eb, b, str(j * self.w)), masks[j]) for j in range(nw)]
+                  self.packed_row(f, f.gep(eb, b, str(j * self.w)), masks[j]) for j in range(nw)]
             for j in range(nw if packs else 0):
                 self.vstore(f, bs[j], f.gep(self.e, packed, str(j * self.w)))
             out = []
             for i in range(h):
-                x = self.splat(f, f.load(self.e, f.gep(self.e, a, str(i)), self.size))
-                out += [self.fma(f, x, bs[j], acc[i * nw + j]) for j in range(nw)]
+                x = self.packed_splat(f, f.gep(self.e, a, str(i)))
+                out += [self.packed_fma(f, x, bs[j], acc[i * nw + j]) for j in range(nw)]
             return out
 
         with f.loop("0", "%k", carried=carried) as loop:

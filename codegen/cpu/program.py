@@ -21,6 +21,7 @@ from . import contract
 from .compile import Library, load, submit
 from .emit import Emitter, n_inputs
 from .gemm import gemm_address, scratch_bytes, symbol
+from .gemm_base import with_pairs
 from .runtime import Interruptible, Memory, Runtime, default_threads, runtime, symbols
 from .target import CpuTarget, host_target
 
@@ -50,9 +51,10 @@ def prepare(dtypes: tuple[str, ...] = ("f32",), target: CpuTarget | None = None)
     threading.Thread(target=work).start()
 
 
-def _contracted(module: Module) -> tuple[str, ...]:
+def _contracted(module: Module, target: CpuTarget) -> tuple[str, ...]:
     """The kinds of GEMM that the module probably needs."""
-    return tuple(sorted({contract.kind(op) for op in module.walk() if op.name == "loop.contract"} - {None}))
+    kinds = {contract.kind(op) for op in module.walk() if op.name == "loop.contract"} - {None}
+    return tuple(sorted(with_pairs(k, target) for k in kinds))
 
 
 def aligned_empty(shape, dtype: np.dtype) -> np.ndarray:
@@ -116,7 +118,7 @@ class Compiled:
 def compile_module(module: Module, threads: int | None = None, profile: bool = False) -> Compiled:
     """Code generation; nothing is loaded yet."""
     target, threads = host_target(), threads or default_threads()
-    if dtypes := _contracted(module):
+    if dtypes := _contracted(module, target):
         prepare(dtypes, target)                                   # the GEMM compiles while this module's text is written
     names = _entries(module)
     texts: list[str] = []

@@ -36,6 +36,11 @@ class CpuTarget:
         return self.vector_bytes * 8 // _BITS[dtype]
 
     @property
+    def bf16_dot(self) -> bool:
+        """Whether it multiplies pairs of bf16 and adds both products to an f32 (vdpbf16ps)."""
+        return self.name == "avx512" and "+avx512bf16" in self.features.split(",")
+
+    @property
     def x86(self) -> bool:
         return self.triple.startswith("x86_64")
 
