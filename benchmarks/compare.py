@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from .machine import Limits
+from .machine import Limits, best_of, measure
 from .models import Part
 from .worker import PEERS, Side, SideFailed, installed
 from .workloads import Workload
@@ -18,6 +18,7 @@ from .workloads import Workload
 SLICE = 0.12               # seconds that a side runs in one turn, where a unit of work is shorter
 TURNS = (3, 15)            # at least and at most
 BUDGET = 6.0               # seconds that the turns of one workload may take, beyond the least number of them
+ROW_LIMITS = 0.3           # seconds for measuring the machine's limits, before and after a row
 FIRST_TURNS = 2            # of first steps, each a process of its own
 
 
@@ -49,6 +50,7 @@ class Row:
     memory: int | None = None
     note: str = ""
     parts: list[Part] = field(default_factory=list)          # of the limit
+    limits: Limits | None = None                             # measured just before and after
 
     @property
     def unit(self) -> str:
@@ -60,7 +62,7 @@ class Row:
 
     def limit(self, limits: Limits) -> float | None:
         """The least seconds that this machine could take for a unit."""
-        s = limits.seconds(self.parts)
+        s = (self.limits or limits).seconds(self.parts)
         return s if s > 0 else None
 
     def bars(self, limits: Limits) -> list[tuple[str, bool | None]]:
@@ -93,18 +95,28 @@ def number(w: Workload, seconds: float) -> float:
 def run(w: Workload, peers: list[str], threads: int, cache: int, backend: str = "cpu", say: Callable[[str], None] = lambda text: None,
         budget: float = BUDGET) -> Row:
     """Measure one workload. A side that fails leaves a note in the row; the others go on. `backend` is Engram's."""
-    row = Row(w, parts=w.parts(cache))
-    for p in peers:
-        row.peers.append(Peer(p, note="" if installed(p) or p not in w.peers else f"{p} is not installed"))
-    present = [p for p in row.peers if not p.note and p.name in w.peers]
+    row = Row(w)
     try:
+        row.parts = w.parts(cache)
+        for p in peers:
+            row.peers.append(Peer(p, note="" if installed(p) or p not in w.peers else f"{p} is not installed"))
+        present = [p for p in row.peers if not p.note and p.name in w.peers]
+        before = _limits(row, threads)
         if w.kind == "first":
             _first(row, present, threads, backend, say)
         else:
             _turns(row, present, threads, backend, say, budget)
+        row.limits = best_of(before, _limits(row, threads)) if before else None
     except SideFailed as e:
-        row.note = str(e)
+        row.seconds, row.note = None, str(e)
+    except Exception as e:                                   # ours: it must not cost the other rows
+        row.seconds, row.note = None, f"internal error: {type(e).__name__}: {e}"
     return row
+
+
+def _limits(row: Row, threads: int) -> Limits | None:
+    """This machine's limits at this moment: other users of its memory come and go. None where the row has no use for them."""
+    return measure(threads, ROW_LIMITS) if row.parts else None
 
 
 # ---- work that repeats --------------------------------------------------------------------------------------------------------
@@ -222,10 +234,11 @@ def _first(row: Row, peers: list[Peer], threads: int, backend: str, say) -> None
     losses: dict[str, float] = {}
     names = ["engram", *(p.name for p in peers)]
     with tempfile.TemporaryDirectory(prefix="engram-bench-") as folder:
+        bytecode = _bytecode(folder, threads, backend)
         for turn in range(FIRST_TURNS + w.warm):
             for name in list(names):
                 cache = os.path.join(folder, "warm" if w.warm else f"cold{turn}")
-                env = {"ENGRAM_CACHE_DIR": cache, **({"ENGRAM_BENCH_JAX_CACHE": cache + "-jax"} if w.warm else {})}
+                env = {"ENGRAM_CACHE_DIR": cache, **(bytecode if name == "engram" else {}), **({"ENGRAM_BENCH_JAX_CACHE": cache + "-jax"} if w.warm else {})}
                 say(f"{w.name}: {name}")
                 side = Side(name, threads, env)
                 try:
@@ -250,6 +263,19 @@ def _first(row: Row, peers: list[Peer], threads: int, backend: str, say) -> None
                 p.note = f"not compared: the loss differs by {p.difference:.2g} (tolerance {w.tolerance:g})"
                 seconds.pop(p.name, None)
     _conclude(row, seconds, peers)
+
+
+def _bytecode(folder: str, threads: int, backend: str) -> dict[str, str]:
+    """What our process needs to find Python's bytecode, as after an installation: a checkout may never have been run, or be told
+    not to keep any (PYTHONDONTWRITEBYTECODE). The smallest first step makes it."""
+    env = {"PYTHONPYCACHEPREFIX": os.path.join(folder, "bytecode"), "PYTHONDONTWRITEBYTECODE": ""}
+    side = Side("engram", threads, {**env, "ENGRAM_CACHE_DIR": os.path.join(folder, "thrown-away")})
+    try:
+        side.ask(do="prepare", workload="mlp_first_cold", backend=backend)
+        side.ask(do="first")
+    finally:
+        side.close()
+    return env
 
 
 __all__ = ["PEERS", "Peer", "Row", "difference", "number", "run"]

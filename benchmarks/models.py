@@ -132,10 +132,10 @@ def forward_flops(model: str, s: Mapping[str, int]) -> tuple[float, float]:
 
 def train_parts(model: str, s: Mapping[str, int], optimizer: str) -> list[Part]:
     """A training step: the products of all three passes, then the optimiser, which reads and writes a parameter and its state once."""
-    all_, first = forward_flops(model, s)
     n, passes = count(model, s), {"sgd": 2, "momentum": 4, "adam": 6, "adamw": 6}[optimizer]
     if model == "local":                                     # forward and weights' update of each layer, and three small products of its readout
         return [Part("products", 2.0 * s["batch"] * (2 * (784_000 + 1_000_000) + 2 * 3 * 10_000), 8.0 * n), Part("optimiser", 0.0, 4.0 * passes * n)]
+    all_, first = forward_flops(model, s)
     return [Part("products", 3 * all_ - first, 8.0 * n), Part("optimiser", 0.0, 4.0 * passes * n)]
 
 

@@ -17,9 +17,10 @@ are compared (the losses of the first three training steps, or the whole result)
 disagrees is not timed. Then the sides take turns (ours, torch, jax, jax, torch, ours, ...), each turn as many units as fill {slice:.2f} s after
 a warm-up; who is not in turn is stopped (SIGSTOP), so that no spinning thread of one counts against another. A ratio is the
 peer's time over ours *within a turn*; the table has the median of the turns and, in brackets, the least and the largest. First steps
-run in fresh processes, with an empty or a filled cache folder, and the clock goes from the first call, weights in memory, to the loss.
+run in fresh processes, with an empty or a filled cache folder (Python's bytecode is there), and the clock goes from the first call, weights in memory, to the loss.
 The limit is what this machine could do at best: the FLOPs of the matrix products at the measured FMA peak, and the bytes that must pass
-between memory and caches at the measured read bandwidth (none where everything stays in the last-level cache), part by part, whichever is slower."""
+between memory and caches at the measured read bandwidth (none where everything stays in the last-level cache), part by part, whichever is slower;
+both are measured before and after each row, and the better counts. The line on top has the best of the whole run."""
 
 
 @dataclass
@@ -148,7 +149,8 @@ def as_json(r: Report) -> dict:
         return {"name": p.name, "seconds": p.seconds, "value": row.value(p.seconds), "ratio": p.ratio, "ratios": p.ratios, "peak_memory": p.memory,
                 "difference": p.difference if p.difference is None or math.isfinite(p.difference) else None, "note": p.note or None}
     rows = [{"workload": row.workload.name, "what": row.workload.what, "unit": row.unit, "value": row.value(row.seconds), "seconds": row.seconds,
-             "spread": row.spread, "turns": row.turns, "peak_memory": row.memory, "limit_seconds": row.limit(r.limits), "share_of_limit": share_of(row, r.limits),
+             "spread": row.spread, "turns": row.turns, "peak_memory": row.memory, "limit_seconds": row.limit(r.limits), "read_bytes_per_s": (row.limits or r.limits).read,
+             "fma_flops": (row.limits or r.limits).fma, "share_of_limit": share_of(row, r.limits),
              "flops": sum(p.flops for p in row.parts), "bytes": sum(p.bytes for p in row.parts), "peers": [peer(row, p) for p in row.peers],
              "bars": [{"bar": what, "met": ok} for what, ok in row.bars(r.limits)], "note": row.note or None} for row in r.rows]
     x = r.limits

@@ -133,6 +133,7 @@ class Fake:
 @pytest.fixture
 def fakes(monkeypatch):
     monkeypatch.setattr(compare, "Side", Fake)
+    monkeypatch.setattr(compare, "measure", lambda threads, seconds: LIMITS)
     monkeypatch.setattr(compare, "installed", lambda name: name in Fake.made)
     return Fake
 
@@ -156,6 +157,19 @@ def test_absent_and_failing_sides(fakes):
     fakes.made = {"engram": ([1.0], 0.3), "torch": ([1.5], 0.6)}
     row = compare.run(workloads.WORKLOADS["mlp_first_cold"], ["torch"], 2, 32 << 20, budget=0.0)
     assert row.seconds == pytest.approx(0.3) and "the loss differs" in row.peers[0].note and dict(row.bars(LIMITS))["<= 0.4 s"] is True
+
+
+def test_an_error_of_ours_costs_its_row_only(fakes, monkeypatch):
+    fakes.made = {"engram": ([1.0], 0.2)}
+    monkeypatch.setattr(compare, "difference", None)
+    monkeypatch.setattr(Fake, "close", lambda self: 1 / 0)
+    row = compare.run(workloads.WORKLOADS["mlp"], [], 2, 32 << 20, budget=0.0)
+    assert row.seconds is None and row.note.startswith("internal error: ZeroDivisionError")
+
+
+def test_every_workload_has_its_work():
+    for w in workloads.WORKLOADS.values():
+        assert w.kind == "first" or sum(p.flops for p in w.parts(0)) > 0 and sum(p.bytes for p in w.parts(0)) > 0, w.name
 
 
 def test_the_tables(fakes):

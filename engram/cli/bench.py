@@ -70,6 +70,7 @@ def _measure(chosen, peers: list[str], args) -> int:
         row = compare.run(w, peers, threads, limits.cache, args.backend, say)
         say("")
         report.rows.append(row)
+        report.limits = machine.best_of(report.limits, row.limits or limits)
         print(tables.line(row, limits), file=shown, flush=True)
     report.limits = machine.best_of(limits, machine.measure(threads))
     report.seconds = time.perf_counter() - began
