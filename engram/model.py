@@ -249,12 +249,13 @@ class Model:
 
     def compile(self, loss: str | Verbatim | None = None, optimizer: Rule | str | None = None, metrics: Sequence | Mapping = (), *,
                 learn: Mapping[str, Rule] | None = None) -> None:
-        """How the model learns: a loss and an optimizer, or local rules by layer path (`learn`), or both.
+        """How the model learns: a loss and an optimizer, or local rules by layer path (`learn`), or both: then the loss teaches the layers that
+        have no rule.
 
         loss: "cross_entropy" (integer targets), "mse", "mae", "bce_with_logits", a function of the program by name (of the output and
         y), or eg.expr. metrics: "accuracy" and the like, functions of the program, or {name: eg.expr("... out ... y ...")}.
         """
-        compiled = _Compiled(self._program, loss, optimizer, metrics, learn)
+        compiled = _Compiled(self._program, self._instance, loss, optimizer, metrics, learn)
         if self._plan is None or compiled.text != self._plan.text:
             self._trainer = None
         self._plan = compiled
@@ -377,7 +378,7 @@ BLOCK = "_python_fit"
 class _Compiled:
     """What `Model.compile` was told, checked, and the train block it stands for."""
 
-    def __init__(self, program, loss, optimizer_, metrics, learn):
+    def __init__(self, program, instance, loss, optimizer_, metrics, learn):
         self.lines: list[str] = []
         functions = program.functions
         self.loss = None if loss is None else _term("loss", loss, LOSSES, functions)
@@ -387,11 +388,15 @@ class _Compiled:
             for path, r in learn.items():
                 if not isinstance(r, Rule):
                     raise TypeError(f"learn[{path!r}]: expected eg.rule(...), got {r!r}")
-                self.lines.append(f"learn model.{path} by {r.text}{_given(program, r)}")
+                self.lines.append(f"learn {_place(path)} by {r.text}{_given(program, r)}")
         if optimizer_ is not None and self.loss is None:
             raise ValueError("an optimizer needs a loss")
         if self.loss is not None and (optimizer_ is not None or learn is None):
-            self.lines.append(f"minimize {self.loss} using {optimizer(optimizer_ if optimizer_ is not None else 'adam').text}")
+            rest = [p for p, _ in instance.params if not any(p.startswith(f"{path}.") for path in learn or ())]
+            if not rest:
+                raise ValueError("every layer has a rule of its own: there is nothing left for the optimizer")
+            wrt = f" wrt ({', '.join(map(_place, rest))},)" if learn else ""
+            self.lines.append(f"minimize {self.loss}{wrt} using {optimizer(optimizer_ if optimizer_ is not None else 'adam').text}")
         elif self.loss is not None:
             self.lines.append(f"measure loss = {self.loss}")
         if not self.lines:
@@ -433,7 +438,8 @@ def _term(what: str, value, table: Mapping[str, str], functions: Mapping) -> str
 
 
 def _given(program, r: Rule) -> str:
-    """A rule's `given` defaults to y, one-hot where the rule's type asks for a float row per sample."""
+    """What a rule is given: what its user says, or else y in the shape that the rule's type asks for."""
+    from .frontend.ast import Name
     decl = getattr(program.scope.lookup(r.name), "decl", None)
     signals = getattr(decl, "given", None)
     if signals is None:
@@ -442,11 +448,28 @@ def _given(program, r: Rule) -> str:
         raise error(None, f"there is no rule `{r.name}`", hint=f"did you mean `{near}`?" if near else None)
     if not signals:
         return ""
+    if isinstance(r.given, Verbatim):
+        return f" given {r.given.text}"
+    names = [".".join(s.path) for s in signals]
+    if r.given is not None:
+        return " given " + ", ".join(f"{k} = {v.text}" for k, v in r.given.items())
     if len(signals) > 1:
-        raise ValueError(f"rule {r.name} is given {len(signals)} signals; write a train block to say which")
+        raise ValueError(f"rule {r.name} is given {', '.join(names)}: say what they are, eg.rule({r.name!r}, ..., given={{{names[0]!r}: eg.expr('...'), ...}})")
     t = signals[0].type
-    wants_rows = t is not None and getattr(t, "dims", None) is not None and len(t.dims) == 2 and t.name in ("f32", "float", "f64", "f16", "bf16")
-    return " given if y.ndim == 1 { one_hot(y, out.shape[1]) } else { y }" if wants_rows else " given y"
+    dims = getattr(t, "dims", None)
+    if dims is None or t.name not in ("f32", "float", "f64", "f16", "bf16"):
+        return " given y"
+    if len(dims) == 1 and isinstance(dims[0], Name):
+        return " given f32(y)"
+    rows = "one_hot(y, out.shape[1])"
+    if names == ["error"]:
+        return f" given (softmax(out, dim = -1) - {rows}) / out.shape[0]"
+    return f" given if y.ndim == 1 {{ {rows} }} else {{ y }}"
+
+
+def _place(path: str) -> str:
+    """A layer's or parameter's path as a program writes it: `body.0.w` is `model.body[0].w`."""
+    return "model" + "".join(f"[{p}]" if p.isdigit() else f".{p}" for p in path.split(".") if p)
 
 
 def _layer_argument(p, value, arrays: list):

@@ -46,8 +46,10 @@ expr = Verbatim
 class Rule:
     """One use of a rule of the language with its arguments."""
 
-    def __init__(self, name: str, args: tuple = (), kwargs: Mapping[str, Any] | None = None):
-        self.name, self.args, self.kwargs = name, tuple(args), dict(kwargs or {})
+    def __init__(self, name: str, args: tuple = (), kwargs: Mapping[str, Any] | None = None, given: Verbatim | Mapping[str, Verbatim] | None = None):
+        self.name, self.args, self.kwargs, self.given = name, tuple(args), dict(kwargs or {}), given
+        if given is not None and not isinstance(given, Verbatim) and not (isinstance(given, Mapping) and all(isinstance(v, Verbatim) for v in given.values())):
+            raise TypeError(f'rule {name}: given is eg.expr("...") of `out` and `y`, or one for each signal by its name')
 
     @property
     def text(self) -> str:
@@ -65,9 +67,13 @@ class Rule:
         return hash(self.text)
 
 
-def rule(name: str, *args, **kwargs) -> Rule:
-    """A learning rule of the standard library or of the program, for `Model.compile(learn={"hidden": eg.rule("three_factor", ...)})`."""
-    return Rule(name, args, kwargs)
+def rule(name: str, *args, given: Verbatim | Mapping[str, Verbatim] | None = None, **kwargs) -> Rule:
+    """A learning rule of the standard library or of the program, for `Model.compile(learn={"hidden": eg.rule("three_factor", ...)})`.
+
+    given: what is broadcast to it, eg.expr("...") of `x`, `y` and the model's `out`, or {"reward": eg.expr("..."), ...}; else what the
+    rule's types ask for: y, as floats, as one-hot rows, or for `error` the difference of the softmax from these.
+    """
+    return Rule(name, args, kwargs, given)
 
 
 def SGD(lr: float = 0.01, momentum: float = 0.0, nesterov: bool = False, weight_decay: float = 0.0) -> Rule:

@@ -273,6 +273,8 @@ def write_signal(el: Elaborator, inst: LayerInstance, name: str, value: object, 
     if not isinstance(value, Value):
         el.fail(span, f"signal `{name}` of `{inst.label or inst.cls.name}` is {describe(value)}, not a tensor")
     if signal in el.frame.cells and not again:
+        if not el.frame.training:
+            return
         from .calls import twice
         twice(el, signal, span)
     el.frame.write(signal, value)

@@ -18,7 +18,7 @@ from .elaborator import deep_recursion
 from .frame import Frame
 from .program import Program
 from .rules import initial_value
-from .train_learn import watch_learners
+from .train_learn import watch_learners, watch_readouts
 from .train_settings import (
     DatasetLoader,
     HostLoader,
@@ -64,7 +64,7 @@ class TrainPlan:
     """All that a runner needs.  Functions: `init(key) -> slots`; a phase's step
     `(slots..., step, epoch, key, batch fields...) -> (slots..., losses...)`; `measure(n)`: a module and its entry
     `(slots..., key, fields of n samples...) -> (measures..., loss)`, every result one f32.  The sum of the losses comes last,
-    where the block minimizes anything and no measure is called loss."""
+    where the block minimizes anything and no measure is called loss; a layer whose rule has a readout is measured by its name."""
 
     name: str
     settings: dict
@@ -77,14 +77,22 @@ class TrainPlan:
     model_paths: list[str]
     models: list[tuple[str, LayerInstance | list]]             # for what layers say about themselves, such as names in checkpoints
     warnings: list[Diagnostic] = field(default_factory=list)
-    build_measure: Callable[[int], Module] = field(default=None, repr=False)
-    _measures: dict[int, Module] = field(default_factory=dict, repr=False)
+    build_measure: Callable[..., Module] = field(default=None, repr=False)
+    _measures: dict[tuple, Module] = field(default_factory=dict, repr=False)
 
     def measure(self, n: int) -> tuple[Module, str]:
         """The function that measures n samples at a time."""
-        if n not in self._measures:
-            self._measures[n] = self.build_measure(n)
-        return self._measures[n], "measure"
+        return self._measure(n, False), "measure"
+
+    def readings(self, n: int) -> tuple[Module, str]:
+        """The function that reads n samples: pairs of i64[n], the classes that a readout says and those that are right; the names of the
+        results are the readouts'. A readout is what `measure accuracy(logits, y)` names, or a layer's own."""
+        return self._measure(n, True), "measure"
+
+    def _measure(self, n: int, readings: bool) -> Module:
+        if (n, readings) not in self._measures:
+            self._measures[n, readings] = self.build_measure(n, readings)
+        return self._measures[n, readings]
 
 
 def elaborate_train(program: Program, name: str | None = None, overrides: dict | None = None,
@@ -127,6 +135,7 @@ class _Builder:
         self.el = TrainElaborator(program.scope)
         self.overrides = Overrides(overrides, block)
         self.training = Training(self.el, block.name)
+        self.reads_layers = True                                   # whether measuring asks the layers' own readouts too
         self.frames: list[tuple[A.Phase | None, dict, StepRun, dict[str, Value]]] = []
 
     # ---- the whole ----
@@ -342,15 +351,25 @@ class _Builder:
                   self.block.name_span, attrs)
 
     # ---- measuring ----
-    def build_measure(self, n: int) -> Module:
-        """A module whose function `measure` looks at n samples."""
+    def build_measure(self, n: int, readings: bool = False) -> Module:
+        """A module whose function `measure` looks at n samples; with `readings`, one whose function tells for every readout the classes
+        that it reads in them, and for each those that are right."""
+        if self.reads_layers:
+            try:
+                return self.measuring(n, readings)
+            except (CompileError, Poisoned):                   # the layers are called in a way of which a readout makes nothing
+                self.reads_layers = False
+        return self.measuring(n, readings)
+
+    def measuring(self, n: int, readings: bool) -> Module:
         training = self.training
         outer_el = self.el
         el = self.el = TrainElaborator(self.program.scope)
         try:
             frame = Frame("measure", training=False, roots=training.models_as_roots())
             places = training.ordered()
-            phase = next((p for p in reversed(self.phase_nodes) if any(isinstance(x, A.Minimize | A.Measure) for x in A.walk(p))), None)
+            phase = next((p for kinds in (A.Minimize | A.Measure, A.Learn) for p in reversed(self.phase_nodes)
+                          if any(isinstance(x, kinds) for x in A.walk(p))), None)
             outer = self.phase_scopes[self.phase_nodes.index(phase)] if phase else self.scope
             for p in places:
                 frame.take_argument(p.cell, p.type, p.path)
@@ -360,19 +379,24 @@ class _Builder:
             frame.key = key
             run = StepRun(training, frame, settings, fields, None)
             watch_learners(el, training, [], outer)
+            run.reads_layers = self.reads_layers
+            if run.reads_layers:
+                watch_readouts(el, training)
             for c in [c for c in frame.arg_cells if c.kind in ("cache",)]:
                 del frame.arg_cells[c]
             self.execute(run, self.statements(phase), self.body_scope(settings, outer, fields, 0, 0))
             el.finish()
             b = el_builder(frame, self.block.name_span)
-            values = list(run.measures)
-            if run.losses and not any(name == "loss" for name, _ in values):
+            values = run.measures = [*run.measures, *run.readouts]
+            if readings:
+                values = [(f"{name}{end}", v) for name, *both in run.readings for end, v in zip(("", " right"), both)]
+            elif run.losses and not any(name == "loss" for name, _ in values):
                 total = None
                 for c in run.losses:
                     v = frame.cells[c]
                     total = v if total is None else b.add(total, v)
-                values.append(("loss", total))
-            if self.measured is None:
+                values = [*values, ("loss", total)]
+            if self.measured is None and not readings:
                 self.measured = [name for name, _ in run.measures]
             self.fresh_caches(frame)
             args = [frame.arg_cells.get(p.cell) if p.kind != "cache" else None for p in places]

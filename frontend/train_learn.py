@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from ..compiler.diagnostics import CompileError, Span, did_you_mean
-from ..compiler.ir import Block, Func, Op, TensorType, Value, u64
+from ..compiler.ir import Block, Func, Op, TensorType, Value, f32, u64
 from . import ast as A
 from .calls import captures, evaluate_args
 from .elaborator import Elaborator, pattern_names
@@ -25,7 +25,7 @@ from .rules import (
     rule_function,
     seen_text,
 )
-from .train_step import StepRun, TrainElaborator, Training, not_in_loops, optimize, resolve, train_statement
+from .train_step import StepRun, TrainElaborator, Training, classes, not_in_loops, optimize, resolve, train_statement
 from .values import UNIT, CallArgs, Cell, LayerInstance, Poisoned, RuleValue, Scope, Slot, Tree, describe, walk_layers
 
 # ---- which signals are wanted -----------------------------------------------------------------------------------------
@@ -92,6 +92,8 @@ def learn(el: TrainElaborator, s: A.Learn, scope: Scope) -> object:
     not_in_loops(el, s, "learn")
     run.learns += 1
     if run.measuring:
+        if run.reads_layers:
+            read_layers(el, s, scope)
         return UNIT
     use = evaluate_rule(el, s.rule, scope)
     found = resolve(el, s.target, scope)
@@ -204,8 +206,44 @@ def own_cells(el: TrainElaborator, training: Training, use: RuleUse, inst: Layer
         inside = {fn.cells[name]: cell for name, cell in zip((f"own {o.path}" for o in fn.owns), cells) if name in fn.cells}
         inside |= {fn.cells[".".join(s.path)]: slot for s in use.rule.decl.sees if (slot := param_at(inst, s.path)) is not None
                    and ".".join(s.path) in fn.cells}
-        inst.extras[prefix.rpartition(".")[2]] = outside_view(fn, inside)
+        inst.extras[prefix.rpartition(".")[2]] = training.views[id(inst), id(use.rule.decl)] = outside_view(fn, inside)
     return training.applied[key]
+
+
+# ---- when measuring: what the layers themselves would say -------------------------------------------------------------
+
+def watch_readouts(el: TrainElaborator, training: Training) -> None:
+    """Asks the layers whose rules have a readout for their output."""
+    for _, value in training.models:
+        for _, inst in walk_layers(value, ""):
+            if any(id(inst) == i and view.scope.names.get("readout") is not None for (i, _), view in training.views.items()):
+                watch(inst, ["out"])
+
+
+def read_layers(el: TrainElaborator, s: A.Learn, scope: Scope) -> None:
+    """The accuracy of each layer's own readout, where its rule has one and is given class numbers."""
+    run, training = el.run, el.run.training
+    use = evaluate_rule(el, s.rule, scope)
+    given = evaluate_args(el, s.given, scope)
+    labels = [v for v in [*given.pos, *given.kw.values()] if isinstance(v, Value) and v.type.rank == 1 and v.type.dtype.is_int]
+    for inst in instances(resolve(el, s.target, scope)):
+        view = training.views.get((id(inst), id(use.rule.decl)))
+        readout = view.scope.names.get("readout") if view is not None else None
+        if readout is None or len(labels) != 1:
+            continue
+        signals(el, inst, s.span)
+        cell = inst.watched["out"]
+        out = run.stash.get(cell) or el.frame.cells.get(cell)
+        logits = el.call(readout, CallArgs.of([out], s.span), s.span) if out is not None else None
+        if not isinstance(logits, Value) or logits.type.rank != 2 or logits.type.shape[:1] != labels[0].type.shape:
+            continue
+        path = training.paths[id(inst)]
+        name = path.removeprefix(f"{training.models[0][0]}.") if len(training.models) == 1 else path
+        read, right = classes(el, logits, labels[0], s.span)
+        b = el.b(s.span)
+        hits = b.cast(b.compare("eq", read, right), f32)
+        run.readings.append((name, read, right))
+        run.readouts.append((f"{name}.accuracy", b.div(b.sum(hits, [0]), float(hits.type.numel))))
 
 
 # ---- what the rule sees -----------------------------------------------------------------------------------------------

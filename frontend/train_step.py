@@ -16,6 +16,8 @@ from ..compiler.ir.core import free_values
 from . import ast as A
 from .api import initial_value as slot_value
 from .api import path_number
+from .builtins import TABLE
+from .calls import evaluate_args
 from .elaborator import STATEMENTS, Elaborator
 from .expressions import attribute
 from .frame import Frame
@@ -71,6 +73,7 @@ class Training:
         self.places: dict[Cell, Place] = {}
         self.taken: set[str] = set()                           # paths of places and of what they belong to
         self.applied: dict[tuple, object] = {}                 # (layer, rule) -> its own cells, shared by phases
+        self.views: dict[tuple[int, int], Namespace] = {}      # (layer, rule's declaration) -> what shows of the rule from outside
         self.states: dict[str, Cell] = {}                      # tensors that the block declares, by name
         self.layer_states: dict[str, LayerInstance] = {}       # copies of layers that the block declares
         self.made: dict[Cell, Value] = {}                      # first values, while `init` is elaborated
@@ -183,9 +186,12 @@ class StepRun:
         self.training, self.frame, self.settings, self.fields, self.step = training, frame, settings, fields, step
         self.losses: list[Cell] = []
         self.measures: list[tuple[str, Value]] = []
+        self.readings: list[tuple[str, Value, Value]] = []     # (name, class numbers that are read, those that are right)
+        self.readouts: list[tuple[str, Value]] = []            # the accuracies of the layers' own readouts
         self.versions: dict[Value, Cell] = {}                  # every value that a parameter has had in this step
         self.stash: dict[Cell, Value] = {}                     # signals of the model's implicit call
         self.counted: list[A.Minimize] = []                    # those whose loss is recorded
+        self.reads_layers = False                              # when measuring: whether the layers' own readouts are wanted
         self.learns = 0                                        # learn and minimize statements seen
 
     @property
@@ -431,6 +437,7 @@ def measure(el: TrainElaborator, s: A.Measure, scope: Scope) -> object:
         return UNIT
     v = el.tensor(s.value, scope)
     b = el.b(s.span)
+    read_classes(el, s, scope)
     if not v.type.dtype.is_float or v.type.dtype is not f32:
         v = b.cast(v, f32)
     if v.type.rank:
@@ -438,6 +445,22 @@ def measure(el: TrainElaborator, s: A.Measure, scope: Scope) -> object:
         v = b.div(b.sum(v, range(v.type.rank)), float(n))
     run.measures.append((measure_name(s, [n for n, _ in run.measures]), v))
     return UNIT
+
+
+def read_classes(el: TrainElaborator, s: A.Measure, scope: Scope) -> None:
+    """`measure accuracy(logits, y)`: which classes are read, for whoever wants to see where they are wrong."""
+    call, run = s.value, el.run
+    if not isinstance(call, A.Call) or not isinstance(call.func, A.Name) or scope.lookup(call.func.id) is not TABLE["accuracy"]:
+        return
+    pos = evaluate_args(el, call.args, scope).pos
+    if len(pos) == 2 and all(isinstance(v, Value) for v in pos) and pos[0].type.rank == 2 and pos[1].type.rank == 1 and pos[1].type.dtype.is_int:
+        run.readings.append((measure_name(s, [n for n, _ in run.measures]), *classes(el, *pos, s.span)))
+
+
+def classes(el: Elaborator, logits: Value, label: Value, span: Span) -> tuple[Value, Value]:
+    """The classes that logits [B, C] say, and those that are right, as i64[B]."""
+    b = el.b(span)
+    return b.op("tensor.argmax", [logits], {"dim": 1}).result, b.cast(label, i64)
 
 
 def measure_name(s: A.Measure, taken: list[str]) -> str:

@@ -253,6 +253,69 @@ def test_local_rules(request, digits):
     assert h.history["val_accuracy"][-1] > 0.85 and "loss" not in h.history
 
 
+RULED = """
+import "std/nn.nn"
+layer Noisy(i, o) {
+  param w: f32[i, o] = kaiming_uniform(i)
+  fn (x: f32[B, i]) -> f32[B, o] { let noise = 0.1 * normal(0, 1, size = [B, o]); x @ w + noise }
+}
+layer Spiking(i, o) {
+  param w: f32[i, o] = uniform(0, 0.1)
+  fn (xs: f32[T, B, i]) -> f32[T, B, o] { f32(xs @ w > 0.5) }
+}
+layer Net(kind) {
+  hidden = if kind == "noisy" { Noisy(64, 20) } else { Dense(64, 20) }
+  body = [Dense(20, 20)] * 2
+  out = Linear(20, 10)
+  fn (x: f32[B, 64]) -> f32[B, 10] { x |> hidden |> body |> out }
+}
+layer Seq() {
+  cell = Spiking(64, 20)
+  out = Linear(20, 10)
+  fn (x: f32[B, 64]) -> f32[B, 10] { out(mean(cell(stack([x, 0 * x, x])), dim = 0)) }
+}
+"""
+
+
+@pytest.mark.parametrize("rule", [
+    eg.rule("hebb", 1e-3), eg.rule("oja", 1e-3), eg.rule("sanger", 1e-3), eg.rule("bcm", 1e-3), eg.rule("krotov_hopfield", 1e-3),
+    eg.rule("soft_hebb", 1e-2, t=2.0), eg.rule("reward_hebb", 0.01, given=eg.expr("f32(argmax(out, dim = 1) == y)")), eg.rule("three_factor", 10, 0.1),
+    eg.rule("three_factor", 10, 0.1, feedback=True), eg.rule("pred", 10, 1e-3), eg.rule("predsim", 10, 1e-3), eg.rule("forward_forward", 1e-3),
+    eg.rule("node_perturbation", 0.01, 0.1, given={"baseline": eg.expr("zeros(out.shape[0])"), "reward": eg.expr("f32(argmax(out, dim = 1) == y)")}),
+    eg.rule("stdp", 1e-3, 1e-3), eg.rule("feedback_alignment", 0.01), eg.rule("delta", 0.01, given=eg.expr("one_hot(y, 20)")),
+], ids=lambda r: r.text.partition(",")[0])
+def test_every_rule_from_python(digits, rule):
+    """Rules for the layers below, Adam for the rest; what has a rule learns by it alone."""
+    x, y = digits[0][:256], digits[1][:256]
+    m = eg.Model(RULED, *(["Seq"] if rule.name == "stdp" else ["Net", "noisy" if rule.name == "node_perturbation" else "plain"]), threads=1)
+    path = "cell" if rule.name == "stdp" else "hidden"
+    m.compile(loss="cross_entropy", optimizer=eg.Adam(1e-2), metrics=["accuracy"], learn={path: rule})
+    before = dict(m.parameters.items())
+    h = m.fit(x, y, epochs=2, verbose=0)
+    changed = {k for k, v in m.parameters.items() if not np.array_equal(v, before[k])}
+    assert f"{path}.w" in changed and "out.w" in changed and h.history["loss"][-1] < h.history["loss"][0]
+    assert ("hidden.accuracy" in h.history) == (rule.name in ("three_factor", "pred", "predsim"))
+
+
+def test_rules_for_lists_of_layers(digits):
+    x, y = digits[0][:256], digits[1][:256]
+    m = eg.Model(RULED, "Net", "plain", threads=1)
+    m.compile(learn={"hidden": eg.rule("pred", 10, 1e-3), "body.0": eg.rule("three_factor", 10, 0.1), "body.1": eg.rule("pred", 10, 1e-3),
+                     "out": eg.rule("delta", 0.01)}, metrics=["accuracy"])
+    h = m.fit(x, y, epochs=2, verbose=0)
+    assert {"hidden.accuracy", "body.0.accuracy", "body.1.accuracy"} <= set(h.history)
+    m.compile(learn={"body": eg.rule("pred", 10, 1e-3)}, loss="cross_entropy", optimizer="adam")
+    before = dict(m.parameters.items())
+    m.fit(x, y, verbose=0)
+    assert all(not np.array_equal(v, before[k]) for k, v in m.parameters.items())
+    with pytest.raises(ValueError, match="nothing left for the optimizer"):
+        m.compile(learn={p: eg.rule("hebb", 0.1) for p in ("hidden", "body", "out")}, loss="cross_entropy", optimizer="adam")
+    with pytest.raises(ValueError, match="rule node_perturbation is given reward, baseline: say what they are"):
+        m.compile(learn={"hidden": eg.rule("node_perturbation", 0.1, 0.1)})
+    with pytest.raises(TypeError, match="given is eg.expr"):
+        eg.rule("hebb", given="y")
+
+
 def test_callbacks_stop(mlp, digits):
     x, y = digits
     mlp.compile(loss="cross_entropy", optimizer="sgd")
