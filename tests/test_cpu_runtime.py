@@ -140,3 +140,20 @@ def test_interrupt_sets_the_cancel_flag():
         flag = ctypes.c_int32.from_address(r.address + runtime.ir.RT_CANCEL).value
         time.sleep(0.01)
         raise AssertionError(f"not interrupted, flag {flag}")
+
+
+def test_memory_of_large_results_is_used_again():
+    """Once nobody holds an earlier result: never before."""
+    import engram as eg
+    p = eg.compile("fn f(x: f32[n]) -> f32[n] { x + 1 }")
+    x = np.arange(1 << 19, dtype=np.float32)
+    first = p.f(x)
+    part = first[3:5]
+    second = p.f(x * 2)
+    assert first.ctypes.data != second.ctypes.data and first[7] == 8 and second[7] == 15
+    del first
+    third = p.f(x * 3)
+    assert part.tolist() == [4, 5] and second[7] == 15 and third[7] == 22
+    where = third.ctypes.data
+    del third
+    assert p.f(x).ctypes.data == where

@@ -7,6 +7,7 @@ from __future__ import annotations
 import ctypes
 import functools
 import math
+import sys
 import threading
 import time
 from concurrent.futures import Future
@@ -26,6 +27,7 @@ from .runtime import Interruptible, Memory, Runtime, default_threads, runtime, s
 from .target import CpuTarget, host_target
 
 ALIGN = 64
+REUSED = 1 << 20            # bytes of a result from which on its memory is kept for the next call
 
 
 def llvm_text(module: Module, target: CpuTarget | None = None, threads: int = 1) -> str:
@@ -63,7 +65,10 @@ def aligned_empty(shape, dtype: np.dtype) -> np.ndarray:
     size = math.prod(shape) * dtype.itemsize
     if size <= ALIGN:
         return np.empty(shape, dtype)
-    raw = np.empty(size + ALIGN, np.uint8)
+    return _shaped(np.empty(size + ALIGN, np.uint8), shape, dtype, size)
+
+
+def _shaped(raw: np.ndarray, shape, dtype: np.dtype, size: int) -> np.ndarray:
     start = -_address(raw) % ALIGN
     return raw[start:start + size].view(dtype).reshape(shape)
 
@@ -157,6 +162,22 @@ class _Entry:
         self.table = (ctypes.c_uint64 * (len(s.inputs) + len(s.outputs) + 1))()      # arena, arguments, results
         self.pointers = ctypes.addressof(self.table)
         self.last: list = [None] * len(s.inputs)
+        self.kept: dict[int, list[np.ndarray]] = {}               # memory of large results, by number
+
+    def result(self, i: int, dtype: np.dtype, shape: tuple[int, ...]) -> np.ndarray:
+        """Memory for result i: that of an earlier call, once nobody holds its result any more (fresh pages of a large array cost more
+        than a kernel that fills it)."""
+        dtype = np.dtype(dtype)
+        size = math.prod(shape) * dtype.itemsize
+        if size < REUSED:
+            return aligned_empty(shape, dtype)
+        kept = self.kept.setdefault(i, [])
+        for raw in kept:
+            if sys.getrefcount(raw) == 3:                         # in `kept`, here, as the argument; every view of it counts
+                return _shaped(raw, shape, dtype, size)
+        raw = np.empty(size + ALIGN, np.uint8)
+        self.kept[i] = [raw, *kept[:1]]                           # two, for a caller who still holds the last one
+        return _shaped(raw, shape, dtype, size)
 
 
 class CpuProgram:
@@ -231,7 +252,7 @@ class CpuProgram:
                     out = arrays[kind]
                     table[at] = table[kind + 1]
                 else:
-                    out = aligned_empty(shape, dtype)
+                    out = entry.result(at, dtype, shape)
                     table[at] = _address(out)
                 outputs.append(out)
             if self._arena is None or self._arena.nbytes < entry.arena:
