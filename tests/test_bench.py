@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import json
 import os
+import time
 
 import numpy as np
 import pytest
@@ -97,8 +98,13 @@ def test_a_side_answers_is_stopped_and_its_end_is_told(tmp_path):
             np.testing.assert_allclose(z["result"], arrays["a"] @ arrays["b"], rtol=1e-4, atol=1e-5)
         assert side.ask(do="time", n=3, warm=1)["seconds"] > 0
         if worker.CAN_STOP and os.path.exists(f"/proc/{side._process.pid}/stat"):
-            with open(f"/proc/{side._process.pid}/stat") as f:
-                assert f.read().rsplit(")", 1)[1].split()[0] == "T", "between requests a side does not run"
+            def state() -> str:
+                with open(f"/proc/{side._process.pid}/stat") as f:
+                    return f.read().rsplit(")", 1)[1].split()[0]
+            until = time.monotonic() + 10                        # the signal is on its way
+            while state() != "T" and time.monotonic() < until:
+                time.sleep(0.01)
+            assert state() == "T", "between requests a side does not run"
         with pytest.raises(worker.SideFailed, match="FileNotFoundError|KeyError"):
             side.ask(do="prepare", workload="nope")
         side._process.kill()

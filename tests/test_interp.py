@@ -336,7 +336,36 @@ def np_attention_grad(q, k, v, lse, do, delta, *rest):
     return ds @ k, np.swapaxes(ds, -1, -2) @ q, np.swapaxes(p, -1, -2) @ do
 
 
+PACKED = {"ternary": np.arange(4) - 1, "int4": np.arange(16) - 8, "int8": np.arange(256) - 128,          # the value of each code
+          "pow2": np.concatenate([[0], 2 ** np.arange(7), [0], -(2 ** np.arange(7))])}
+
+
+def np_pack(v, a):
+    """Codes of [k, n] as [panel, step, column, byte]: byte b holds k = b, b + 4, ... of its step, from its lowest bits up."""
+    if a["format"] == "int16":
+        v = np.pad(v, [(0, -v.shape[0] % 2), (0, -v.shape[1] % 16)])
+        return v.reshape(-1, 2, v.shape[1] // 16, 16).transpose(2, 0, 3, 1).reshape(v.shape[1] // 16, -1, 32)
+    values = PACKED[a["format"]]
+    per = {4: 4, 16: 2, 256: 1}[len(values)]
+    v = np.pad(v, [(0, -v.shape[0] % (4 * per)), (0, -v.shape[1] % 16)])
+    codes = np.argmax(values == v[..., None], axis=-1).reshape(-1, per, 4, v.shape[1] // 16, 16)
+    shifts = (8 // per * np.arange(per))[None, :, None, None, None]
+    return (codes << shifts).sum(1).transpose(2, 0, 3, 1).reshape(v.shape[1] // 16, -1, 64)
+
+
+def np_dot_packed(x, p, a):
+    if a["format"] == "int16":
+        w = p.reshape(*p.shape[:2], 16, 2).transpose(1, 3, 0, 2)
+    else:
+        values = PACKED[a["format"]]
+        per = {4: 4, 16: 2, 256: 1}[len(values)]
+        codes = p.reshape(*p.shape[:2], 16, 4)[..., None] >> (8 // per * np.arange(per)) & len(values) - 1
+        w = values[codes].transpose(1, 4, 3, 0, 2)
+    return x.astype(np.int64) @ w.reshape(x.shape[-1], -1)[:, :a["n"]]
+
+
 TENSOR = {
+    "pack": np_pack, "dot_packed": np_dot_packed,
     "attention": np_attention, "attention_grad": np_attention_grad,
     "windows": np_windows, "fold_windows": np_fold_windows,
     "compare": lambda x, y, a: {"eq": x == y, "ne": x != y, "lt": x < y, "le": x <= y, "gt": x > y, "ge": x >= y}[a["predicate"]],
