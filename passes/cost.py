@@ -50,6 +50,11 @@ ATTENTION_QUERIES, ATTENTION_KEYS = 64, 64    # a block of scores and what it is
 ATTENTION_LANES = 8                           # from so many queries on they are the lanes, else the keys of one query
 
 
+# ---- a vector by a matrix ----
+MATRIX_CHUNKS = 4                   # chunks of rows that threads read each from start to end
+MATRIX_ELEMENTS = 1 << 17           # smaller matrices stay in the caches
+
+
 # ---- loops ----
 FEW_ROWS = 64                       # rows of a product up to which its right operand is read about once
 WORTH_TRANSPOSING = 4               # turns of a loop from which transposing that operand in front of it pays

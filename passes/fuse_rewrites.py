@@ -4,6 +4,7 @@
 * y + scatter_add(0, i, u)                               ->  scatter_add(y, i, u)
 * pad(a) + pad(b) + ..., side by side along one dim     ->  concat(a, b, ...)
 * dot_general(cast(a), cast(b)), casts that keep every value  ->  dot_general(a, b) {dtype}, which reads the narrow ones
+* x . w, a vector by a large matrix whose rows are summed  ->  the sum over a few chunks of rows of their products
 * fold_windows(w . g), the gradient of a convolution     ->  reversed w . windows(padded g), which stores no windows
 """
 from __future__ import annotations
@@ -12,7 +13,7 @@ from ..compiler.ir.builder import Builder
 from ..compiler.ir.core import Block, Op, Value, clone_op, rewrite, uses
 from ..compiler.ir.opdef import OPS
 from ..compiler.ir.types import TensorType, accumulator, widens
-from .cost import cost
+from .cost import MATRIX_CHUNKS, MATRIX_ELEMENTS, cost
 from .fuse_graph import separate_windows
 
 BRANCH_COST = 16                    # both branches of an `if` on single numbers are computed up to this cost
@@ -31,7 +32,7 @@ def rewrite_block(block: Block) -> None:
         if op.name == "tensor.add":
             return _scatter(op, out, once) or _side_by_side(op, out, used)
         if op.name == "tensor.dot_general":
-            return _narrow_operands(op, out)
+            return _narrow_operands(op, out) or _vector_by_matrix(op, out)
         if op.name == "tensor.fold_windows" and not separate_windows(op):
             return _transposed_convolution(op, out, once)
         return None
@@ -63,6 +64,22 @@ def remove_unused(block: Block) -> None:
 
     sweep(block)
     drop(block)
+
+
+def _vector_by_matrix(op: Op, out: Block) -> list[Value] | None:
+    """In chunks of rows, so that each thread reads one piece of memory from its start to its end; split by columns, it would read short runs.
+    The chunks do not depend on the number of threads."""
+    x, w = op.operands
+    a = op.attrs
+    if a["lhs_batch"] or list(a["rhs_contract"]) != [0] or w.type.rank != 2 or not op.result.type.dtype.is_float or x.type.dtype is not w.type.dtype:
+        return None
+    (c,), (k, n) = a["lhs_contract"], w.type.shape
+    if x.type.numel > 2 * k or k % MATRIX_CHUNKS or w.type.numel < MATRIX_ELEMENTS or c != x.type.rank - 1:
+        return None
+    b, p = Builder(out, op.loc), MATRIX_CHUNKS
+    parts = b.op("tensor.dot_general", [b.reshape(x, (*x.type.shape[:-1], p, k // p)), b.reshape(w, (p, k // p, n))],
+                 {**a, "lhs_batch": [c], "rhs_batch": [0], "lhs_contract": [c + 1], "rhs_contract": [1]}).result
+    return [b.sum(parts, [0])]
 
 
 def _select(op: Op, out: Block) -> list[Value] | None:

@@ -19,6 +19,7 @@ from .scalars import mem_elem
 from .target import CpuTarget
 
 SMALL = 4096                 # multiplications up to which code in place beats the GEMM's call and packing
+SMALL_INSIDE = 256           # and inside a kernel, where such code is not vectorised
 GEMM_DTYPES = ("f32", "f64", "i32", "i64")
 
 
@@ -85,24 +86,24 @@ def kind(op: Op) -> str | None:
     return kind_of(dtype, *sides) if dtype in GEMM_DTYPES and all(d in MEMORY_TYPE for d in sides) else None
 
 
-def contraction_groups(op: Op) -> tuple[list[Dim], list[Dim], list[Dim], list[Dim]] | None:
+def contraction_groups(op: Op, small: int = SMALL) -> tuple[list[Dim], list[Dim], list[Dim], list[Dim]] | None:
     """(batch, m, n, k), merged; None for what is too small for more than code in place or sums a letter of one operand alone."""
     dims = _letters(op)
     out, lhs, rhs = (set(op.attrs[x]) for x in ("out", "lhs", "rhs"))
     total = 1
     for d in dims.values():
         total *= d.size
-    if total <= SMALL or any(dims[x].size != 1 for x in (lhs ^ rhs) - out):
+    if total <= small or any(dims[x].size != 1 for x in (lhs ^ rhs) - out):
         return None
     return tuple(_merge([dims[x] for x in names]) for names in (out & lhs & rhs, out & lhs - rhs, out & rhs - lhs, (lhs & rhs) - out))
 
 
-def plan(op: Op, target: CpuTarget) -> GemmPlan | None:
+def plan(op: Op, target: CpuTarget, small: int = SMALL) -> GemmPlan | None:
     """How to call the GEMM, or None for `loop_kernel`."""
     if kind(op) is None:
         return None
     dtype, *sides = (v.type.dtype.name for v in op.operands)
-    found = contraction_groups(op)
+    found = contraction_groups(op, small)
     if found is None:
         return None
     batch, ms, ns, ks = found

@@ -325,7 +325,7 @@ class Body(Access):
         """A contraction inside an iteration: this thread does all of it."""
         if op.operands[0].type.numel == 0:
             return
-        plan = contract.plan(op, self.target)
+        plan = contract.plan(op, self.target, contract.SMALL_INSIDE)
         if plan is None or plan.tables:
             for o in contract.loop_nest(op):
                 self.op(o)
