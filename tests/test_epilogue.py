@@ -164,6 +164,29 @@ def test_kernels_of_a_recurrent_step():
     assert kernels(driver.lower(e.module, "loop")).count("contract+") == 1
 
 
+def test_kernels_of_a_transformer_block():
+    """Forward: bias, gelu, and both residual additions belong to the products; between them the norms and the attention."""
+    source = """import "std/nn.nn"
+layer Block(C) {
+  l = LayerNorm(C)
+  f = Linear(C, 4 * C)
+  g = Linear(4 * C, C)
+  a = Linear(C, 3 * C)
+  p = Linear(C, C)
+  fn (x: f32[B, T, C]) -> f32[B, T, C] {
+    let (q, k, v) = chunk(a(l(x)), 3, dim = -1)
+    let x = x + p(softmax(causal(q @ k.T / sqrt(C)), dim = -1) @ v)
+    x + g(gelu(f(l(x)), approximate = "tanh"))
+  }
+}
+"""
+    from engram.frontend import elaborate_call, instantiate
+    e = elaborate_call(instantiate(load_program(source), "Block", [64]), [TensorType(f32, (2, 16, 64))])
+    found = kernels(driver.lower(e.module, "loop"))
+    assert found.count("contract+") == 4
+    assert len(found) <= 9
+
+
 # ---- errors ----------------------------------------------------------------------------------------------------------------
 
 

@@ -74,6 +74,10 @@ class _Gen(Pack, Tiles):
         spans = f.op(f"call i64 @llvm.smax.i64(i64 {spans}, i64 1)")
         nc = f.imul(f.udiv(f.iadd(f.udiv(f.iadd("%n", f.isub(spans, "1")), spans), str(t.nr - 1)), str(t.nr)), str(t.nr))
         nc = f.op(f"call i64 @llvm.smax.i64(i64 {nc}, i64 1)")
+        if direct != "false":                          # nothing is packed and read again: along the whole rows of B
+            along = f.both(direct, f.icmp("sle", "%m", str(t.mr)))
+            nc = f.op(f"select i1 {along}, i64 {f.op('call i64 @llvm.smax.i64(i64 %n, i64 1)')}, i64 {nc}")
+            own = f.both(own, f.icmp("sle", nc, str(t.nc)))
         with f.loop("0", "%n", nc) as jc:
             n_here = f.imin(nc, f.isub("%n", jc.index))
             # k == 0 still has to clear C: one turn with an empty block
