@@ -39,3 +39,14 @@ def mark_plan(module, plan, weight: str | None) -> None:
     """`mark` for a module of a train plan, where one is asked for: the slots are the first arguments of every entry but `init`."""
     if weight is not None:
         mark(module, [n for n in module.attrs["entries"] if n != "init"], [k for k, s in enumerate(plan.slots) if s.kind == "param"], weight)
+
+
+def weight_argument(value):
+    """A layer's argument from Python: "ternary", "int4", "int8" and "pow2(7)" name weight types, as in `Model(.., weight="ternary")`."""
+    from .frontend.values import QuantType
+    if not isinstance(value, str):
+        return value
+    name, bracket, n = value.partition("(")
+    if name == "pow2" and n.endswith(")") and n[:-1].isdigit():
+        return QuantType("pow2", int(n[:-1]))
+    return QuantType(name) if name in ("ternary", "int4", "int8") and not bracket else value

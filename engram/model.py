@@ -87,9 +87,10 @@ class Model:
 
     def __init__(self, path_or_source: str | os.PathLike, layer: str, *args, seed: int = 0, backend: str = "cpu",
                  threads: int | None = None, quantize: str | None = None, **kwargs):
-        from .cheap import checked
+        from .cheap import checked, weight_argument
         from .frontend import instantiate
         self._quantize = checked(quantize)
+        args, kwargs = tuple(map(weight_argument, args)), {k: weight_argument(v) for k, v in kwargs.items()}
         self._backend, self._threads, self.seed = checked_backend(backend), threads, int(seed)
         self._program, self._source = load_with_text(path_or_source)
         self._layer, self._args, self._kwargs = layer, args, kwargs
@@ -110,7 +111,7 @@ class Model:
         return f"<engram.Model {self._text()}: {self.count:,} parameters; {self._backend}>"
 
     def _text(self) -> str:
-        parts = [literal(a) for a in self._args] + [f"{k} = {literal(v)}" for k, v in self._kwargs.items()]
+        parts = [_shown(a) for a in self._args] + [f"{k} = {_shown(v)}" for k, v in self._kwargs.items()]
         return f"{self._layer}({', '.join(parts)})"
 
     @property
@@ -470,6 +471,12 @@ def _given(program, r: Rule) -> str:
 def _place(path: str) -> str:
     """A layer's or parameter's path as a program writes it: `body.0.w` is `model.body[0].w`."""
     return "model" + "".join(f"[{p}]" if p.isdigit() else f".{p}" for p in path.split(".") if p)
+
+
+def _shown(value) -> str:
+    """An argument as the language writes it."""
+    from .frontend.values import QuantType
+    return repr(value) if isinstance(value, QuantType) else literal(value)
 
 
 def _layer_argument(p, value, arrays: list):

@@ -69,16 +69,23 @@ def weight_format(weight: str) -> tuple[Format, int]:
 def codes(b, w, weight: str):
     """(integer codes as the format's activation dtype, the f32[] they are to be multiplied with)."""
     fmt, levels = weight_format(weight)
-    dims = range(w.type.rank)
     dtype = fmt.memory[1]
     if weight.startswith("pow2("):
         return _powers(b, w, levels, dtype)
-    if weight == "ternary":                                    # BitNet b1.58: scale by the mean, round to -1, 0, 1 (a generic function is only checked)
-        scale = b.max(b.div(b.sum(b.abs(w), dims), float(w.type.numel) if isinstance(w.type.numel, int) else 1.0), 1e-12)
-    else:
-        scale = b.div(b.max(b.reduce("max", b.abs(w), dims), 1e-30), float(levels))
+    if weight == "ternary":
+        return _ternary(b, w, dtype)
+    scale = b.div(b.max(b.reduce("max", b.abs(w), range(w.type.rank)), 1e-30), float(levels))
     q = b.round(b.div(w, b.broadcast(scale, w.type.shape)))
     return b.cast(b.max(b.min(q, float(levels)), float(-levels)), dtype), scale
+
+
+def _ternary(b, w, dtype):
+    """BitNet b1.58: scale by the mean of |w|, round to -1, 0, 1; that is, to the sign of what is larger than half the scale."""
+    n = w.type.numel if isinstance(w.type.numel, int) else 1             # a generic function is only checked
+    scale = b.max(b.div(b.sum(b.abs(w), range(w.type.rank)), float(n)), 1e-12)
+    half = b.broadcast(b.mul(scale, 0.5), w.type.shape)
+    up, down = (b.cast(x, dtype) for x in (b.compare("gt", w, half), b.compare("lt", w, b.neg(half))))
+    return b.sub(up, down), scale
 
 
 _SQRT2 = 0x3504F4          # the first f32 mantissa above that of the root of 2
