@@ -61,42 +61,50 @@ def source(v: Value) -> tuple[Value, bool]:
     return v, turned
 
 
-def right_matrix(op: Op) -> Value | None:
-    """The right operand of a product of rows and one f32 matrix."""
-    if op.name != "tensor.dot_general" or op.attrs["lhs_batch"] or len(op.attrs["rhs_contract"]) != 1:
+def matrix(op: Op, side: int) -> Value | None:
+    """The operand on this side of a product of rows and one f32 matrix, when it can be the matrix."""
+    if op.name != "tensor.dot_general" or op.attrs["lhs_batch"] or len(op.attrs["lhs_contract"]) != 1:
         return None
-    x, w = op.operands
-    return w if w.type.rank == 2 and w.type.dtype is f32 and x.type.dtype is f32 and x.type.rank >= 1 else None
+    w, x = op.operands[side], op.operands[1 - side]
+    return w if w.type.rank == 2 and w.type.dtype is f32 and x.type.dtype is f32 and op.result.type.dtype is f32 and x.type.rank >= 1 else None
 
 
 def _mark(f: Func, args: set[int], weight: str) -> None:
-    """Puts nn.quantize between parameters and products."""
+    """Puts nn.quantize between parameters and products; of two parameters the right one is the weight."""
     mine = {f.args[i] for i in args}
 
     def visit(op: Op, out: Block) -> None:
-        w = right_matrix(op)
-        if w is not None and source(w)[0] in mine:
-            op.operands[1] = Builder(out, op.loc).op("nn.quantize", [w], {"weight": weight}).result
+        for side in (1, 0):
+            w = matrix(op, side)
+            if w is not None and source(w)[0] in mine:
+                op.operands[side] = Builder(out, op.loc).op("nn.quantize", [w], {"weight": weight}).result
+                return
     if mine:
         rewrite(f.body, visit)
 
 
 def _product(op: Op, out: Block) -> list[Value] | None:
-    w = right_matrix(op)
-    if w is None:
-        return None
-    w, turned = _unturned(w)
+    for side in (1, 0):
+        w = matrix(op, side)
+        y = None if w is None else _quantized(Builder(out, op.loc), op, side, *_unturned(w))
+        if y is not None:
+            return [y]
+    return None
+
+
+def _quantized(b: Builder, op: Op, side: int, w: Value, turned: bool) -> Value | None:
+    """The product, with the matrix on this side; on the left one its rows are the result's first dim."""
     if not isinstance(w.owner, Op) or w.owner.name != "nn.quantize":
         return None
     weight = w.owner.attrs["weight"]
     w, again = _unturned(w.owner.operands[0])              # the codes of a transposed matrix are its codes, transposed
-    turned ^= again
-    x, (d,), (c,) = op.operands[0], op.attrs["lhs_contract"], op.attrs["rhs_contract"]
-    if not sums_fit(weight, x.type.shape[d]):
+    x, dims = op.operands[1 - side], [op.attrs[a][0] for a in ("lhs_contract", "rhs_contract")]
+    d, n = dims[1 - side], x.type.rank
+    if not x.type.shape[d] or not sums_fit(weight, x.type.shape[d]):
         return None
-    b = Builder(out, op.loc)
-    x = b.transpose(x, [*(i for i in range(x.type.rank) if i != d), d])
-    return [b.op("nn.quantized_dot", [x, w], {"weight": weight, "contract": c ^ turned}).result]
+    x = b.transpose(x, [*(i for i in range(n) if i != d), d])
+    y = b.op("nn.quantized_dot", [x, w], {"weight": weight, "contract": dims[side] ^ turned ^ again}).result
+    return y if side else b.transpose(y, [n - 1, *range(n - 1)])
 
 
 def _unturned(w: Value) -> tuple[Value, bool]:
