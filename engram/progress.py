@@ -6,11 +6,13 @@ from typing import Any, TextIO
 
 
 class Listener:
-    """Hears what happens in a training run; this one says nothing."""
+    """Hears what happens in a training run; this one says nothing. `live`: wants to hear of single batches."""
+
+    live = False
 
     def begin(self, epochs: int, steps: int, title: str | None = None) -> None: ...
     def epoch_begin(self, epoch: int, steps: int) -> None: ...
-    def batch(self, done: int, loss: float, rate: float) -> None: ...
+    def batch(self, done: int, loss: float | None, rate: float) -> None: ...
     def epoch_end(self, row: dict[str, Any], rate: float) -> None: ...
     def note(self, text: str) -> None: ...
     def warn(self, text: str) -> None: ...
@@ -48,6 +50,8 @@ class Lines(Listener):
 class Bars(Lines):
     """The same lines, and below them a bar for the epoch that runs."""
 
+    live = True
+
     def __init__(self):
         from rich.console import Console
         from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
@@ -69,7 +73,7 @@ class Bars(Lines):
         self.bar.reset(self.task, total=steps, description=f"epoch {epoch}/{self.epochs}", loss="")
 
     def batch(self, done, loss, rate):
-        self.bar.update(self.task, completed=done, loss=f"loss {loss:.4f}  {rate:,.0f} samples/s")
+        self.bar.update(self.task, completed=done, loss=("" if loss is None else f"loss {loss:.4f}  ") + f"{rate:,.0f} samples/s")
 
     def close(self):
         if self.task is not None:

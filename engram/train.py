@@ -1,6 +1,7 @@
-"""The runner of train blocks: splits, shuffles, batches, calls the compiled step, measures on held-out data.
+"""The runner of train blocks: splits, shuffles, batches, runs epochs, measures on held-out data.
 
-What a step computes is the front end's plan (frontend/train.py); this file only moves arrays, counts and listens to Ctrl-C.
+What a step computes is the front end's plan (frontend/train.py), how steps become calls is epochs.py's business; this file only moves
+arrays, counts and listens to Ctrl-C.
 Showing progress is progress.py's business, files are report.py's and checkpoint.py's.
 """
 from __future__ import annotations
@@ -17,10 +18,12 @@ from typing import Any
 import numpy as np
 
 from .checkpoint import Expected, match
+from .epochs import StepLoop
 from .progress import Listener
 
 HOLDOUT = 0.2                              # a train block that says nothing holds out a fifth
 MEASURE_CHUNK = 1024                       # samples measured in one call
+TOGETHER_SECONDS = 0.25                    # how long a call that makes several epochs may take
 FIRST_LOSSES = 10                          # steps whose losses go into the report, to compare backends by
 
 
@@ -99,10 +102,11 @@ class Result:
 
 
 class Interrupts:
-    """Ctrl-C as a flag that is looked at between steps, so that no result is lost half-way; the second one raises."""
+    """Ctrl-C as a flag that is looked at between steps, so that no result is lost half-way; the second one raises. `running`: the
+    program whose call is to be told."""
 
     def __enter__(self):
-        self.seen, self._old = False, None
+        self.seen, self._old, self.running = False, None, None
         if threading.current_thread() is threading.main_thread():
             self._old = signal.signal(signal.SIGINT, self._handle)
         return self
@@ -111,6 +115,8 @@ class Interrupts:
         if self.seen:
             raise KeyboardInterrupt
         self.seen = True
+        if self.running is not None:
+            self.running.cancel()
 
     def __exit__(self, *_):
         if self._old is not None:
@@ -158,7 +164,8 @@ class Trainer:
 
     def initialise(self, seed: int) -> None:
         """Fresh values for every slot."""
-        program = self.program(self.plan.module)
+        from .frontend import reachable
+        program = self._build(reachable(self.plan.module, ["init"]))
         self._own(program, program.call("init", [key_of(seed, 1)]))
 
     def _own(self, program, handles: Sequence[Any]) -> None:
@@ -260,66 +267,63 @@ class Trainer:
 
     def _phase(self, number, phase, fields, train, held_fields, order, listener, epoch_hook, measure_train, seed, result, interrupts) -> None:
         settings = {**self.plan.settings, **(phase.settings or {})}
-        program = self.program(phase.module)
         size = _batch_of(phase, len(self.plan.slots))
         epochs = int(settings.get("epochs") or 1)
         patience, accumulate = settings.get("patience"), int(settings.get("accumulate") or 1)
         best, best_slots, waited = None, None, 0
-        step, key = 0, key_of(seed, 3, number)
+        key = key_of(seed, 3, number)
         title = phase.name if len(self.plan.phases) > 1 else None
         listener.begin(epochs, max(1, len(train) // size), title)
-        for epoch in range(epochs):
-            began = time.perf_counter()
+
+        def order_of(epoch: int) -> np.ndarray:
             todo = _in_order(train, size) if order == "given" else batches(train, size, seed, number, epoch, order)
             if len(todo[0]) != size:
                 raise ValueError(f"the step was compiled for batches of {size}, but there are {len(todo[0])} samples to learn from")
-            todo = todo[:max(1, len(todo) // accumulate * accumulate)]         # an update needs all of its batches
-            listener.epoch_begin(epoch + 1, len(todo))
-            slots, losses, samples = self._slots_for(program), [], 0
-            shown, watch = 0.0, float("nan")
-            for index in todo:
-                args = [*slots, np.array(step, np.int64), np.array(epoch, np.int64), key, *(f[index] for f in fields.values())]
-                results = program.call(phase.entry, args)
-                slots = self.slots = results[:len(slots)]
-                losses.append(results[len(slots):])
-                step, samples = step + 1, samples + size
-                now = time.perf_counter()
-                if now - shown > 0.1:                        # reading a loss may wait for the device: not at every step
-                    watch, shown = _total(program, losses[-1]), now
-                    listener.batch(len(losses), watch, samples / max(now - began, 1e-9))
-                if interrupts.seen:
-                    break
-            numbers = np.array([[float(program.to_host(v)) for v in row] for row in losses]).reshape(len(losses), -1)
-            totals = numbers.sum(axis=1)
-            seconds = time.perf_counter() - began
+            return np.stack(todo[:max(1, len(todo) // accumulate * accumulate)])      # an update needs all of its batches
+
+        first = order_of(0)
+        steps = len(first)
+        measured = [m for m in self.measure_names() if m != "loss"]
+        alone = bool(measured or held_fields is not None or patience is not None or phase.until is not None or epoch_hook is not None)
+        loop = StepLoop(self, phase, fields, train, steps, size, 1 if alone else epochs - 1)
+        epoch = at_once = 0
+        while epoch < epochs:
+            group = loop.together if at_once and epochs - epoch >= loop.together else 1
+            began = time.perf_counter()
+            listener.epoch_begin(epoch + 1, steps)
+            todo = first if epoch == 0 else np.concatenate([order_of(e) for e in range(epoch, epoch + group)])
+            watch = _watch(listener, steps, size, began) if listener.live and group == 1 else None
+            losses = loop.run(todo, epoch * steps, epoch, key, interrupts, watch)
+            seconds = (time.perf_counter() - began) / group
+            at_once = loop.together > 1 and seconds * loop.together < TOGETHER_SECONDS
+            totals = losses.sum(axis=1)
             if len(result.first_losses) < FIRST_LOSSES:
                 result.first_losses += totals[:FIRST_LOSSES - len(result.first_losses)].tolist()
+            for k in range(len(losses) // steps):
+                row = self._row(result, phase.name if title else None, losses[k * steps:(k + 1) * steps], listener, epoch)
+                if measure_train and measured:
+                    row |= {k: v for k, v in self.measure(fields, train, seed=seed).items() if k != "loss"}
+                if held_fields is not None:
+                    held_values = self.measure(held_fields, seed=seed)
+                    row |= {(f"val_{k}" if measure_train or k == "loss" and "loss" in row else k): v for k, v in held_values.items()}
+                elif measured and not measure_train:
+                    row |= {k: v for k, v in self.measure(fields, train, seed=seed).items() if k != "loss"}
+                row["seconds"] = seconds
+                if k:
+                    listener.epoch_begin(epoch + 1, steps)
+                result.epochs.append(row)
+                listener.epoch_end(row, steps * size / max(seconds, 1e-9))
+                epoch += 1
             if len(losses) < len(todo):
                 result.interrupted = True
-                listener.note(f"interrupted in epoch {epoch + 1}, after {len(losses)} of {len(todo)} steps")
+                listener.note(f"interrupted in epoch {epoch + 1}, after {len(losses) % steps} of {steps} steps")
                 return
-            row: dict[str, Any] = {"epoch": len(result.epochs) + 1, **({"phase": phase.name} if title else {})}
-            if numbers.shape[1]:
-                row["loss"] = float(totals.mean())
-                _warn_nan(listener, totals, epoch, result)
-            if numbers.shape[1] > 1:
-                row |= {name: float(v) for name, v in zip(self.plan.losses, numbers.mean(axis=0)) if name != "loss"}
-            if measure_train:
-                row |= {k: v for k, v in self.measure(fields, train, seed=seed).items() if k != "loss"}
-            if held_fields is not None:
-                held_values = self.measure(held_fields, seed=seed)
-                row |= {(f"val_{k}" if measure_train or k == "loss" and "loss" in row else k): v for k, v in held_values.items()}
-            elif not measure_train:
-                row |= {k: v for k, v in self.measure(fields, train, seed=seed).items() if k != "loss"}
-            row["seconds"] = seconds
-            result.epochs.append(row)
-            listener.epoch_end(row, samples / max(seconds, 1e-9))
             if patience is not None:
                 name = next((m for m in self.measure_names() if m in row or f"val_{m}" in row), "loss")
                 value = row.get(f"val_{name}", row.get(name, float("nan")))
                 if best is None or _better(name, value, best):
                     best, waited = value, 0
-                    best_slots = [np.array(program.to_host(h)) for h in self.slots]
+                    best_slots = [np.array(self._owner.to_host(h)) for h in self.slots]
                 else:
                     waited += 1
                     if waited >= patience:
@@ -327,7 +331,7 @@ class Trainer:
                         result.stopped = "patience"
                         break
             if phase.until is not None and phase.until(row):
-                listener.note(f"stopped: the condition of `until` holds after epoch {epoch + 1}")
+                listener.note(f"stopped: the condition of `until` holds after epoch {epoch}")
                 result.stopped = "until"
                 break
             if epoch_hook is not None and epoch_hook(row):
@@ -335,10 +339,28 @@ class Trainer:
                 break
             if interrupts.seen:
                 result.interrupted = True
-                listener.note(f"interrupted after epoch {epoch + 1}")
+                listener.note(f"interrupted after epoch {epoch}")
                 break
         if best_slots is not None:                           # the weights of the best epoch, as `patience` promises
-            self._own(program, [program.to_device(a) for a in best_slots])
+            self._own(self._owner, [self._owner.to_device(a) for a in best_slots])
+
+    def _row(self, result: Result, phase: str | None, losses: np.ndarray, listener: Listener, epoch: int) -> dict[str, Any]:
+        """An epoch's numbers, as far as its steps' losses give them."""
+        row: dict[str, Any] = {"epoch": len(result.epochs) + 1, **({"phase": phase} if phase else {})}
+        if losses.shape[1]:
+            totals = losses.sum(axis=1)
+            row["loss"] = float(totals.mean())
+            _warn_nan(listener, totals, epoch, result)
+        if losses.shape[1] > 1:
+            row |= {name: float(v) for name, v in zip(self.plan.losses, losses.mean(axis=0)) if name != "loss"}
+        return row
+
+
+def _watch(listener: Listener, steps: int, size: int, began: float) -> Callable[[int, Any], None]:
+    def watch(done: int, losses: list[np.ndarray] | None) -> None:
+        loss = None if losses is None else float(sum(x[done - 1] for x in losses))
+        listener.batch(done, loss, done * size / max(time.perf_counter() - began, 1e-9))
+    return watch
 
 
 def _batch_of(phase, n_slots: int) -> int:
@@ -360,10 +382,6 @@ def _chunks(n: int, most: int) -> list[int]:
         if n % size == 0:
             return [size] * (n // size)
     return [most] * (n // most) + [n % most]
-
-
-def _total(program, row) -> float:
-    return sum(float(program.to_host(v)) for v in row) if len(row) else float("nan")
 
 
 def _warn_nan(listener: Listener, totals: np.ndarray, epoch: int, result: Result) -> None:

@@ -3,7 +3,7 @@
     load(path_or_source) -> Program                      check(program): diagnostics of everything that can be checked now
     elaborate_function(program, name, args)              elaborate_grad, elaborate_derivative (grad, vjp, jvp)
     instantiate(program, layer, args) -> LayerInstance   slots(instance), elaborate_init, elaborate_call, elaborate_cache_init
-    elaborate_train(program, name, overrides, load_dataset) -> TrainPlan
+    elaborate_train(program, name, overrides, load_dataset) -> TrainPlan; epoch_module(module, entry, ...): steps as a loop
     host.elaborate_expression(program, node, names)      one expression of a run block
 """
 from .api import (  # noqa: F401
@@ -28,4 +28,5 @@ from .api import (  # noqa: F401
 from .checking import check, check_layer  # noqa: F401
 from .program import Program, load  # noqa: F401
 from .train import TrainPlan, elaborate_train  # noqa: F401
+from .train_epoch import epoch_module, reachable  # noqa: F401
 from .values import LayerInstance  # noqa: F401

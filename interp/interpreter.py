@@ -58,6 +58,7 @@ class Interpreter(Evaluator):
         self._constants: dict[Op, list[Array]] = {}
         self._launcher = None
         self._depth = 0
+        self.progress, self._cancelled = 0, False
 
     # ---- the face of a Program ----
 
@@ -70,6 +71,7 @@ class Interpreter(Evaluator):
         if len(args) != len(inputs):
             raise ValueError(f"{name} takes {len(inputs)} arguments, got {len(args)}")
         names = func.attrs.get("arg_names") or []
+        self.progress, self._cancelled = 0, False
         arrays = []
         for i, (a, v) in enumerate(zip(args, inputs)):
             label = names[i] if i < len(names) else v.name or f"argument {i}"
@@ -77,11 +79,20 @@ class Interpreter(Evaluator):
         if any(isinstance(v.type, BufferType) for v in func.args):
             if self._launcher is None:
                 from .loops import Launcher
-                self._launcher = Launcher(self.module, self.seed, self.arena, self.shadow, self.check_races)
+                self._launcher = Launcher(self.module, self.seed, self.arena, self.shadow, self.check_races, self._step_done)
             out = self._launcher.launch(func, arrays)
         else:
             out = self.run_func(func, arrays)
         return [to_numpy(a, self.shadow) for a in out]
+
+    def cancel(self, now: bool = False) -> None:
+        """From another thread or a signal handler: the call that runs returns after its current step (of a loop with `progress`); what
+        later steps would have given is 0. `progress`: the steps that were done."""
+        self._cancelled = True
+
+    def _step_done(self) -> bool:
+        self.progress += 1
+        return self._cancelled
 
     def to_device(self, array: np.ndarray) -> np.ndarray:
         return np.ascontiguousarray(array) if np.ndim(array) else np.asarray(array)
@@ -168,6 +179,10 @@ def _scan(run: Interpreter, op: Op, operands, env):
         carries = out[:n]
         for ys, y in zip(stacked, out[n:]):
             ys[i] = y.data
+        if op.attrs.get("progress") and run._step_done():
+            stacked = [[y if y is not None else [r.type.dtype.numpy.type(0).item()] * (r.type.numel // length) for y in ys]
+                       for ys, r in zip(stacked, op.results[n:])]
+            break
     ys = [Array(r.type.dtype, tuple(r.type.shape), [v for y in parts for v in y]) for r, parts in zip(op.results[n:], stacked)]
     return [*carries, *ys]
 

@@ -8,6 +8,7 @@ launch is raised when the launch ends.
 from __future__ import annotations
 
 import random
+from collections.abc import Callable
 from functools import reduce
 from itertools import product
 from math import prod
@@ -29,7 +30,9 @@ FRAME = 0                                               # slot 0 of an environme
 class Launcher:
     """Runs functions of one loop-stage module. See Interpreter for the options."""
 
-    def __init__(self, module: Module, seed: int = 0, arena: bool = False, shadow: bool = False, check_races: bool = False):
+    def __init__(self, module: Module, seed: int = 0, arena: bool = False, shadow: bool = False, check_races: bool = False,
+                 step_done: Callable[[], bool] = lambda: False):
+        self.step_done = step_done                       # told after each turn of a loop with `progress`; True ends it
         self.module, self.use_arena, self.shadow, self.check_races = module, arena, shadow, check_races
         self.random = random.Random(seed)
         self.arena = np.zeros(0, np.uint8)
@@ -344,6 +347,7 @@ def _parallel(f: _Function, op: Op, xs, rs):
 
 def _for(f: _Function, op: Op, xs, rs):
     (lo, hi, *inits), by = xs, op.attrs.get("step", 1)
+    counts = op.attrs.get("progress", False)
     independent = op.attrs.get("independent", False)    # a promise, checked by running in a shuffled order too
     run, yields = f.block(op.regions[0])
     index, *carried = [f.slot(a) for a in op.regions[0].args]
@@ -359,6 +363,8 @@ def _for(f: _Function, op: Op, xs, rs):
                 env[slot] = v
             run(env)
             values = [env[y] for y in yields]
+            if counts and f.launcher.step_done():
+                break
         for r, v in zip(rs, values):
             env[r] = v
     return step

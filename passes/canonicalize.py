@@ -419,7 +419,7 @@ def scan_short(b, op):
     length, n, body = op.attrs["length"], op.attrs["n_carry"], op.regions[0]
     if length == 0:                                        # no step: the initial carries and empty stacks
         return op.operands[:n] + [b.zeros(r.type) for r in op.results[n:]]
-    if length == 1:                                        # one step: the body itself
+    if length == 1 and not op.attrs.get("progress"):      # one step: the body itself
         xs = [b.reshape(x, x.type.shape[1:]) for x in op.operands[n:]]
         out = _splice(b, body, dict(zip(body.args, [b.constant(0, TensorType(i64)), *op.operands[:n], *xs])))
         return out[:n] + [b.reshape(y, r.type.shape) for y, r in zip(out[n:], op.results[n:])]

@@ -44,7 +44,7 @@ def carried(body, op: Op, pos: int, n: int, elsewhere=()) -> list[Storage | None
 
 def scan(body, op: Op, pos: int) -> None:
     n, length, region = op.attrs["n_carry"], op.attrs["length"], op.regions[0]
-    stacks = {c: _Stack(body, op, c) for c in range(n) if length and keeps_history(op, c)}
+    stacks = {c: _Stack(body, op, c) for c in range(n) if length and not op.attrs.get("progress") and keeps_history(op, c)}      # one left early has its last value elsewhere
     carries = carried(body, op, pos, n, set(stacks))
     shared = {k for s in stacks.values() for k in s.yields}
     ys = [None if n + k in shared else body.destination(r, pos, op.loc) for k, r in enumerate(op.results[n:])]
@@ -64,7 +64,8 @@ def scan(body, op: Op, pos: int) -> None:
     if length:
         results = carries + [carries[0] if y is None else _row(host, y, i) for y in ys]      # those of a stack are `placed`
         _inner(body, host, region, env, results, {c: region.args[1 + c] for c in range(n) if c not in stacks}, shared)
-        body.host.op("loop.for", [lo, hi], {"step": 1}, [_end(host, (), op.loc)], op.loc)
+        attrs = {"step": 1, **({"progress": True} if op.attrs.get("progress") else {})}
+        body.host.op("loop.for", [lo, hi], attrs, [_end(host, (), op.loc)], op.loc)
 
 
 def keeps_history(op: Op, c: int) -> bool:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable
+from contextlib import nullcontext
 
 import numpy as np
 
@@ -24,7 +25,7 @@ from .gemm_base import symbol
 from .irtext import Fn
 from .irtext import Module as Text
 from .lanes import Plan, constant, trips
-from .runtime_ir import RT_CANCEL
+from .runtime_ir import CANCELLED, RT_CANCEL, RT_ERROR, RT_PROGRESS
 from .sync import WHOLE, Access, Place, Places, Summary, Sync, as_single, touched
 from .target import CpuTarget
 from .values import Buf, Val, num
@@ -60,13 +61,19 @@ class Emitter:
         self.gemms: set[str] = set()
         self.summaries: dict[str, Summary] = {}
         self.polls: set[str] = set()                     # functions with loops that may be long: they look for Ctrl-C
+        self.progress: set[str] = set()                  # functions whose loop counts as the launch's progress
         self.entries: dict[str, str] = {}                # function -> exported symbol
 
     def run(self, entries: list[str]) -> None:
         """Emit these functions and all they call."""
         self.entries = {name: symbol_of(name) for name in entries}
         for name in self._callees_first(entries):
+            steps = len(self.steps)
             self.summaries[name] = _Host(self, self.module.funcs[name]).emit()
+            if self.summaries[name].single:              # no kernel is large enough to be shared: once more for one thread
+                self.text.functions.pop()
+                del self.steps[steps:]
+                _Host(self, self.module.funcs[name], solo=True).emit()
             self.text = self._full(self.text, PART_CHARS)
         self._full(self.part, 0)
         self._full(self.text, 0)
@@ -95,6 +102,10 @@ class Emitter:
     def interruptible(self, name: str) -> bool:
         """Whether a launch of the function looks for Ctrl-C."""
         return any(f in self.polls for f in self._callees_first([name]))
+
+    def counts(self, name: str) -> bool:
+        """Whether a launch of the function tells how far it is, and may be left between steps."""
+        return any(f in self.progress for f in self._callees_first([name]))
 
     def kernel(self, op: Op) -> tuple[str, object]:
         """(function name, its code)."""
@@ -143,10 +154,11 @@ def symbol_of(name: str) -> str:
 
 
 class _Host(Body):
-    """Emits one function; scalars and control flow as in a kernel on one lane, kernels as calls."""
+    """Emits one function; scalars and control flow as in a kernel on one lane, kernels as calls. `solo`: for thread 0 alone, so
+    that it meets no barrier."""
 
-    def __init__(self, e: Emitter, func: Func):
-        self.e, self.func = e, func
+    def __init__(self, e: Emitter, func: Func, solo: bool = False):
+        self.e, self.func, self.solo = e, func, solo
         f = Fn(e.text, f'void @"{symbol_of(func.name)}"(ptr %rt, i64 %tid, i64 %n, ptr %args)', "#2")
         super().__init__(f, e.target, Plan(e.target), e.errors)
         self.places = Places(func, n_inputs(func))
@@ -196,14 +208,20 @@ class _Host(Body):
     # ---- order between threads
 
     def step(self, accesses: list[Access], single: bool) -> None:
-        """A barrier if the accesses need one."""
-        if self.sync.needs_barrier(accesses):
+        """A barrier if the accesses need one. `single`: all the work of the step is thread 0's."""
+        if not self.solo and self.sync.needs_barrier(accesses):
             self.barrier()
         self.sync.add(accesses)
         self.accesses.update(accesses)
         self.single = self.single and single
 
+    def first(self):
+        """For thread 0 alone."""
+        return nullcontext() if self.solo else self.f.when(self.f.icmp("eq", "%tid", "0"))
+
     def barrier(self) -> None:
+        if self.solo:
+            return
         self.f.module.declare("declare void @engram_barrier(ptr)")
         self.f.do("call void @engram_barrier(ptr %rt)")
         self.sync.clear()
@@ -236,7 +254,7 @@ class _Host(Body):
             args = "".join(f", {param_type(v)} {self.argument(v)}" for v in arguments) + more
             f.do(f"call void {name}(ptr %rt, i64 {lo}, i64 {hi}{args})")
         if single:
-            with f.when(f.icmp("eq", "%tid", "0")):
+            with self.first():
                 call("0", str(units))
         else:
             call(*self.share(units))
@@ -281,7 +299,7 @@ class _Host(Body):
         single = cycles < SINGLE_CYCLES
         self.step(self.of_kernel(op, single), single)
         if single:
-            with self.f.when(self.f.icmp("eq", "%tid", "0")):
+            with self.first():
                 emit(self, op, plan, "0", "1")
         else:
             emit(self, op, plan, "%tid", "%n")
@@ -301,17 +319,18 @@ class _Host(Body):
         summary = self.e.summaries[op.attrs["callee"]]
         self.step(summary.accesses(op, self.places), summary.single)
         f = self.f
-        pointers = [f.gep("i8", "%arena", str(op.attrs.get("frame", 0))), *[self.pointer(v) for v in op.operands]]
-        self.called = max(self.called, len(pointers))
-        for i, p in enumerate(pointers):
-            f.store("ptr", p, f.gep("ptr", "%callee", str(i)), 8)
         symbol = symbol_of(op.attrs["callee"])
         f.module.declare(f'declare void @"{symbol}"(ptr, i64, i64, ptr)')
-        f.do(f'call void @"{symbol}"(ptr %rt, i64 %tid, i64 %n, ptr %callee)')
+        with self.first() if summary.single else nullcontext():
+            pointers = [f.gep("i8", "%arena", str(op.attrs.get("frame", 0))), *[self.pointer(v) for v in op.operands]]
+            self.called = max(self.called, len(pointers))
+            for i, p in enumerate(pointers):
+                f.store("ptr", p, f.gep("ptr", "%callee", str(i)), 8)
+            f.do(f'call void @"{symbol}"(ptr %rt, i64 %tid, i64 %n, ptr %callee)')
 
     def _sort(self, op: Op) -> None:
         self.step([Access(self.places.of[v], True, True) for v in op.operands], True)
-        with self.f.when(self.f.icmp("eq", "%tid", "0")):
+        with self.first():
             super()._sort(op)
 
     # ---- memory
@@ -329,26 +348,36 @@ class _Host(Body):
         self.env[op.result] = Buf(self.e.constant(op.attrs["value"]), op.attrs["type"], num(0))
 
     def _load(self, op: Op) -> None:
-        self.step([Access(self.places.of[op.operands[0]], False, False)], False)
+        self.step([Access(self.places.of[op.operands[0]], False, False)], True)
         super()._load(op)
 
     def _store(self, op: Op) -> None:
         self.step([Access(self.places.of[op.operands[1]], True, True)], True)
-        with self.f.when(self.f.icmp("eq", "%tid", "0")):
+        with self.first():
             super()._store(op)
 
     # ---- control
 
-    def cancelled(self, turn: str) -> str:
-        """Whether Ctrl-C was pressed, as thread 0 sees it and all threads agree. Two slots in turn: thread 0 cannot get to
-        writing one again before everybody has read it."""
+    def cancelled(self, turn: str, between_steps: bool = False) -> str:
+        """Whether to stop: Ctrl-C (between steps: also an error), as thread 0 sees it and all threads agree. Two slots in turn:
+        thread 0 cannot get to writing one again before everybody has read it."""
         f = self.f
         base = f.op(f"getelementptr i8, ptr %rt, i64 {RT_CANCEL}")
+        self.e.polls.add(self.func.name)
+
+        def seen() -> str:
+            now = f.op(f"load atomic i32, ptr {base} monotonic, align 4")
+            stop = f.op(f"icmp sge i32 {now}, {1 if between_steps else CANCELLED}")
+            if between_steps:
+                error = f.op(f"load atomic i64, ptr {f.op(f'getelementptr i8, ptr %rt, i64 {RT_ERROR}')} monotonic, align 8")
+                stop = f.op(f"or i1 {stop}, {f.icmp('ne', error, '0')}")
+            return stop
+        if self.solo:
+            return seen()
         slot = f.gep("i32", base, f.iadd(f.op(f"and i64 {turn}, 1"), "1"))
         with f.when(f.icmp("eq", "%tid", "0")):
-            f.store("i32", f.op(f"load atomic i32, ptr {base} monotonic, align 4"), slot, 4)
+            f.store("i32", f.op(f"zext i1 {seen()} to i32"), slot, 4)
         self.barrier()
-        self.e.polls.add(self.func.name)
         return f.op(f"icmp ne i32 {f.load('i32', slot, 4)}, 0")
 
     def enter_loop(self, op: Op) -> None:
@@ -388,7 +417,7 @@ class _Host(Body):
             self.env[body.args[0]] = Val("u", loop.index, i64, small=lo.small)
             for a, name in zip(body.args[1:], loop.values):
                 self.env[a] = Val("u", name, a.type.dtype)
-            if (trips(op) or POLL_TURNS) >= POLL_TURNS:
+            if not op.attrs.get("progress") and (trips(op) or POLL_TURNS) >= POLL_TURNS:
                 limit = f.alloca("i64", 8)
                 f.store("i64", hi.text, limit, 8)
                 with f.when(f.icmp("eq", f.op(f"and i64 {loop.index}, {POLL_TURNS - 1}"), "0")):
@@ -396,12 +425,23 @@ class _Host(Body):
                         f.store("i64", str(-1 << 63), limit, 8)
                 loop.stop = f.load("i64", limit, 8)
             loop.next = [x.text for x in self.block(body)]
+            if op.attrs.get("progress"):
+                loop.stop = self.step_done(loop.index, hi.text)
             self.leave_turn()
         for r, name in zip(op.results, loop.results):
             self.env[r] = Val("u", name, r.type.dtype)
 
+    def step_done(self, turn: str, stop: str) -> str:
+        """Publishes that the turn is done; where the loop ends: at once when the launch is to stop."""
+        f = self.f
+        self.e.progress.add(self.func.name)
+        with self.first():
+            done = f.iadd(turn, "1")
+            f.do(f"store atomic i64 {done}, ptr {f.op(f'getelementptr i8, ptr %rt, i64 {RT_PROGRESS}')} monotonic, align 8")
+        return f.op(f"select i1 {self.cancelled(turn, True)}, i64 {-1 << 63}, i64 {stop}")
+
     def _reduce(self, op: Op) -> None:
-        self.step([Access(self.places.of[v], False, False) for v, _ in touched(op)], False)
+        self.step([Access(self.places.of[v], False, False) for v, _ in touched(op)], True)
         super()._reduce(op)
 
     def _if(self, op: Op) -> None:

@@ -15,7 +15,7 @@ from .access import Access
 from .gemm_base import symbol
 from .irtext import Fn, Module
 from .lanes import Plan, base_lanes, constant, trips, varying
-from .runtime_ir import RT_CANCEL
+from .runtime_ir import CANCELLED, RT_CANCEL
 from .scalars import Ops, mem_elem, reg_elem
 from .target import CpuTarget
 from .values import Buf, Lanes, Val, num
@@ -449,7 +449,7 @@ class Body(Access):
         f.label(head)
         cond, = self.block(op.regions[0])
         cancel = f.op(f"load atomic i32, ptr {f.op(f'getelementptr i8, ptr %rt, i64 {RT_CANCEL}')} monotonic, align 4")
-        f.branch(f.both(cond.text, f.op(f"icmp eq i32 {cancel}, 0")), body, done)
+        f.branch(f.both(cond.text, f.op(f"icmp slt i32 {cancel}, {CANCELLED}")), body, done)
         f.label(body)
         self.block(op.regions[1])
         f.jump(head)

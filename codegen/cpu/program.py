@@ -103,6 +103,7 @@ class Signature:
     arena: int
     single: bool                                                  # one thread does it all
     interruptible: bool
+    steps: bool                                                   # it tells how far it is, and may be left between its steps
 
 
 @dataclass
@@ -149,7 +150,7 @@ def _signature(emitter: Emitter, func: Func) -> Signature:
     return Signature(func.name, emitter.entries[func.name], [(*k, t) for k, t in zip(kinds[:n], texts)],
                      [(donated.get(i, -1), *k) for i, k in enumerate(kinds[n:])],
                      func.attrs.get("arg_names") or [f"argument {i}" for i in range(n)], func.attrs.get("arena", 0),
-                     emitter.summaries[func.name].single, emitter.interruptible(func.name))
+                     emitter.summaries[func.name].single, emitter.interruptible(func.name), emitter.counts(func.name))
 
 
 class _Entry:
@@ -157,7 +158,7 @@ class _Entry:
 
     def __init__(self, s: Signature, address: int, team: Runtime):
         self.name, self.inputs, self.outputs, self.names, self.arena = s.name, s.inputs, s.outputs, s.names, s.arena
-        self.address, self.team, self.interruptible = address, team, s.interruptible
+        self.address, self.team, self.interruptible, self.steps = address, team, s.interruptible, s.steps
         self.donated = sorted({kind for kind, _, _ in s.outputs if kind >= 0})
         self.table = (ctypes.c_uint64 * (len(s.inputs) + len(s.outputs) + 1))()      # arena, arguments, results
         self.pointers = ctypes.addressof(self.table)
@@ -201,6 +202,8 @@ class CpuProgram:
                            for s in c.signatures}
         self._arena: Memory | None = None
         self._lock = threading.Lock()
+        self._running: Runtime | None = None
+        self._done = 0
 
     # ---- arrays
 
@@ -258,7 +261,9 @@ class CpuProgram:
             if self._arena is None or self._arena.nbytes < entry.arena:
                 self._arena = Memory(max(entry.arena, 4096))
             table[0] = self._arena.address
-            if entry.interruptible:
+            if entry.steps:
+                code, value = self._launch_steps(entry)
+            elif entry.interruptible:
                 with Interruptible(entry.team):
                     code, value = entry.team.launch(entry.address, p)
             else:
@@ -267,6 +272,31 @@ class CpuProgram:
             loc, message = self.compiled.errors[code - 1]
             raise RuntimeError_(message.replace("{}", str(value)), loc)
         return outputs
+
+    def _launch_steps(self, entry: _Entry) -> tuple[int, int]:
+        team, self._running = entry.team, entry.team
+        team.progress.value = 0
+        try:
+            with Interruptible(team, steps=True) as interruptible:
+                result = team.launch(entry.address, entry.pointers)
+        finally:
+            self._running, self._done = None, team.progress.value
+        if interruptible.torn:                   # a second Ctrl-C: the last step may be half done
+            raise KeyboardInterrupt
+        return result
+
+    @property
+    def progress(self) -> int:
+        """Steps done by the call that runs, or by the last one: of functions with a loop of whole steps (scf.scan with `progress`)."""
+        running = self._running
+        return self._done if running is None else running.progress.value
+
+    def cancel(self, now: bool = False) -> None:
+        """From another thread: the call that runs returns after its current step (`now`: leaves it where it is, and raises
+        KeyboardInterrupt). To be said again until it has returned."""
+        running = self._running
+        if running is not None:
+            running.cancel(now)
 
     def _separate(self, entry: _Entry, changed: list[int]) -> None:
         """A donated argument that shares memory with another one is copied: writing it must not change the other. What has not changed

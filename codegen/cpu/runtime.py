@@ -84,7 +84,8 @@ class Runtime:
         self._launch = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_void_p)(addresses["engram_launch"])
         self._error = ctypes.c_int64.from_address(self.address + ir.RT_ERROR)
         self._error_value = ctypes.c_int64.from_address(self.address + ir.RT_ERROR + 8)
-        self._cancel = ctypes.c_int64.from_address(self.address + ir.RT_CANCEL)
+        self._cancel = ctypes.c_int32.from_address(self.address + ir.RT_CANCEL)
+        self._ctrl_c = ctypes.c_int32.from_address(self.address + ir.RT_CTRL_C)
         self.progress = ctypes.c_int64.from_address(self.address + ir.RT_PROGRESS)
         self._workers: list[ctypes.c_ulong] = []
         self._started = threads == 1
@@ -138,6 +139,10 @@ class Runtime:
                 return code, self._error_value.value
             return 0, 0
 
+    def cancel(self, now: bool = False) -> None:
+        """Ask the launch that runs to end: after its current step, or `now` in the middle of it."""
+        self._cancel.value = max(self._cancel.value, ir.CANCELLED if now else 1)
+
     def stop(self) -> None:
         """End the workers (they are parked, so they end at once)."""
         with self._lock:
@@ -153,41 +158,59 @@ class Runtime:
 
 
 class Interruptible:
-    """While entered (main thread only), Ctrl-C also sets the runtime's cancel flag, which native loops poll. Python's own
-    handler runs as ever: KeyboardInterrupt comes when the launch returns."""
+    """While entered (main thread only), Ctrl-C also raises the runtime's cancel word, which native loops poll. Python's own
+    handler runs as ever: KeyboardInterrupt comes when the launch returns. `steps`: the first Ctrl-C lets a loop of whole steps end
+    after its step; `torn` then tells whether there was a second one, which leaves everything where it is."""
 
-    def __init__(self, runtime: Runtime):
-        self.runtime = runtime
+    def __init__(self, runtime: Runtime, steps: bool = False):
+        self.runtime, self.steps, self.torn = runtime, steps, False
 
-    def __enter__(self) -> None:
+    def __enter__(self) -> Interruptible:
         self.active = threading.current_thread() is threading.main_thread()
-        if not self.active:
-            return
-        _, addresses = _library()
-        self.state = (ctypes.c_void_p * 2).from_address(addresses["engram_signal_state"])
         self.runtime._cancel.value = 0
-        self.old = _set_handler(addresses["engram_sigint"])
+        if not self.active:
+            return self
+        self.state, handler = _signals()
+        self.runtime._ctrl_c.value = 1 if self.steps else ir.CANCELLED
+        self.old = _set_handler(handler)
         if (self.old or 0) <= 1:                                 # SIG_DFL, SIG_IGN: as the user wants it
             _set_handler(self.old)
             self.active = False
-            return
-        if self.old != addresses["engram_sigint"]:               # else an interrupted __exit__ left it in place
+            return self
+        if self.old != handler:                                  # else an interrupted __exit__ left it in place
             self.state[1] = self.old
         self.state[0] = self.runtime.address
+        return self
 
     def __exit__(self, *exc) -> None:
         if self.active:
             self.state[0] = None
-            self.runtime._cancel.value = 0
-            _set_handler(self.state[1])
+            found = _set_handler(self.state[1])
+            if found != _signals()[1]:           # the handler we passed the signal on to has taken itself away (LLVM's in PoCL does)
+                _set_handler(found)
+        self.torn = self.steps and self.runtime._cancel.value >= ir.CANCELLED
+        self.runtime._cancel.value = 0
 
 
-def _set_handler(address: int | None) -> int | None:
+@functools.cache
+def _signals():
+    """The two words that the native handler works with, and its address."""
+    _, addresses = _library()
+    return (ctypes.c_void_p * 2).from_address(addresses["engram_signal_state"]), addresses["engram_sigint"]
+
+
+@functools.cache
+def _libc_signal():
     libc = ctypes.CDLL(None)
     libc.signal.restype = ctypes.c_void_p
     libc.signal.argtypes = [ctypes.c_int, ctypes.c_void_p]
-    old = libc.signal(signal.SIGINT, address)
-    libc.siginterrupt(signal.SIGINT, 1)                          # as Python has it: system calls end
+    return libc.signal, libc.siginterrupt
+
+
+def _set_handler(address: int | None) -> int | None:
+    set_handler, interrupts_calls = _libc_signal()
+    old = set_handler(signal.SIGINT, address)
+    interrupts_calls(signal.SIGINT, 1)                           # as Python has it: system calls end
     return old
 
 

@@ -19,8 +19,11 @@ RT_THREADS = 272        # i64
 RT_SCRATCH = 280        # ptr, i64 bytes per thread
 RT_ERROR = 320          # i64 code (0: none), i64 value
 RT_CANCEL = 384         # i32: set from outside (Ctrl-C); two i32 after it: what thread 0 saw, agreed on by all
+RT_CTRL_C = 396         # i32: what a Ctrl-C adds to RT_CANCEL
 RT_PROGRESS = 448       # i64: steps done, written by native loops
 RT_BYTES = 512
+
+CANCELLED = 2           # RT_CANCEL from here on: leave every loop; at 1 a loop of whole steps (loop.for with `progress`) ends after its step
 
 SPINS = 600             # x86: a pause is 40-140 cycles, so about 20 microseconds
 
@@ -208,7 +211,9 @@ entry:
   br i1 %none, label %chain, label %set
 set:
   %cp = getelementptr i8, ptr %rt, i64 {RT_CANCEL}
-  store atomic i32 1, ptr %cp seq_cst, align 4
+  %ip = getelementptr i8, ptr %rt, i64 {RT_CTRL_C}
+  %by = load i32, ptr %ip, align 4
+  %before = atomicrmw add ptr %cp, i32 %by seq_cst
   br label %chain
 chain:
   %oldp = getelementptr i8, ptr @engram_signal_state, i64 8

@@ -278,7 +278,7 @@ class _FuncEmitter:
         index, *carried = (self.slot(a) for a in body.args)
         steps = self.block(body)
         return host.For(self.slot(op.operands[0]), self.slot(op.operands[1]), int(op.attrs["step"]), index, [self.slot(v) for v in op.operands[2:]], carried,
-                        [self.slot(v) for v in body.ops[-1].operands], [self.slot(r) for r in op.results], steps)
+                        [self.slot(v) for v in body.ops[-1].operands], [self.slot(r) for r in op.results], steps, bool(op.attrs.get("progress")))
 
     def op_if(self, op: Op):
         branches = [(self.block(r), [self.slot(v) for v in r.ops[-1].operands]) for r in op.regions]

@@ -5,6 +5,7 @@ enqueued in order on one in-order queue; only loads and assertions at host level
 """
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -19,6 +20,7 @@ from .hostmath import DivisionByZero, evaluate, philox
 
 Site = tuple[Loc | None, str]
 EVENTS = 1024                              # launches whose times are kept before they are added up
+HOST_LEAD = 0.05                           # seconds that the host enqueues steps before it waits for the device
 
 
 class Frame:
@@ -247,9 +249,13 @@ class For:
     yields: list[int]
     results: list[int]
     body: list
+    progress: bool = False
 
     def run(self, f: Frame) -> None:
         env = f.env
+        if self.progress:
+            self.steps(f)
+            return
         values = [env[i] for i in self.inits]
         for i in range(env[self.low], env[self.high], self.step):
             env[self.index] = i
@@ -259,6 +265,19 @@ class For:
             values = [env[y] for y in self.yields]
         for s, v in zip(self.results, values):
             env[s] = v
+
+    def steps(self, f: Frame) -> None:
+        """The loop whose turns are the launch's progress: the host stays close to the device, so that it can end between two turns."""
+        rt, waited = f.rt, time.perf_counter()
+        for i in range(f.env[self.low], f.env[self.high], self.step):
+            f.env[self.index] = i
+            run_steps(self.body, f)
+            rt.progress = i + 1
+            if time.perf_counter() - waited > HOST_LEAD:
+                rt.queue.finish()
+                waited = time.perf_counter()
+            if rt.cancelled:
+                return
 
 
 @dataclass
@@ -305,6 +324,7 @@ class Runtime:
         self.errors = cl.Buffer(device.context, cl.mem_flags.READ_WRITE | cl.mem_flags.COPY_HOST_PTR, hostbuf=np.zeros(4, np.int32))
         self._scratch: Any = None
         self._scratch_bytes = 0
+        self.progress, self.cancelled = 0, False        # of the call that runs
         self._steady: set[int] = {id(self.errors)}      # memory that lives as long as we do: its arguments need not be set again
 
     def allocate(self, nbytes: int):

@@ -97,6 +97,16 @@ class OpenClProgram:
         with self._lock:
             return self._call(func, args)
 
+    @property
+    def progress(self) -> int:
+        """Steps enqueued by the call that runs, or done by the last one: of functions with a loop of whole steps (scf.scan with `progress`)."""
+        return self._runtime.progress
+
+    def cancel(self, now: bool = False) -> None:
+        """From another thread or a signal handler: the call that runs returns after its current step (`now` makes no difference: each
+        step's kernels are enqueued already). To be said again until it has returned."""
+        self._runtime.cancelled = True
+
     def _call(self, func: Func, args: list) -> list[DeviceArray]:
         rt = self._runtime
         n_in = func.attrs.get("n_inputs", len(func.args))
@@ -127,6 +137,7 @@ class OpenClProgram:
         for i in donated:
             if isinstance(args[i], DeviceArray):
                 args[i]._memory = None
+        rt.progress, rt.cancelled = 0, False
         host.run([(m, 0) for m in (*memory, *outputs)], 0, rt)
         if host.fails:
             rt.check()

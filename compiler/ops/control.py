@@ -76,8 +76,9 @@ def _scan(types, attrs, regions):
 
 
 row("scf.scan", "A loop of `length` steps: body(index, carries..., x[index]...) yields (carries..., ys...); results are the last carries and the ys "
-    "stacked along a new first dim. `reverse` runs index from length - 1 down to 0 (ys stay at their index). Operands: n_carry initial carries, then xs.",
-    "*operands", _scan, SPECIAL, attrs={"length": "int", "n_carry": "int", "reverse": "bool"}, n_regions=1,
+    "stacked along a new first dim. `reverse` runs index from length - 1 down to 0 (ys stay at their index). Operands: n_carry initial carries, then xs. `progress = true` (optional): its "
+    "steps are what a launch counts as progress, and a launch that is cancelled ends after one of them, with the carries as they are then.",
+    "*operands", _scan, SPECIAL, attrs={"length": "int", "n_carry": "int", "reverse": "bool", "progress": "bool, optional"}, n_regions=1,
     example="""%s, %ys = scf.scan(%s0, %xs) {length = 5, n_carry = 1, reverse = false} ({
 ^(%i: i64[], %a: f32[], %x: f32[]):
   %b = tensor.add(%a, %x) : f32[]

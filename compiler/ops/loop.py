@@ -96,8 +96,9 @@ def _for(types, attrs, regions):
 
 
 _loop("for", "Sequential: index lo, lo + step ... below hi, carrying scalars. `independent = true` (optional; never with carried scalars) promises that no "
-      "iteration reads what another writes, so that they may become lanes of a vector.", "lo hi *inits", _for,
-      attrs={"step": "int > 0", "independent": "bool, optional"}, n_regions=1, pure=False,
+      "iteration reads what another writes, so that they may become lanes of a vector. `progress = true` (optional; at host level, from 0, "
+      "without carried scalars): the turns done are the launch's progress, and a launch that is cancelled or has failed ends between two of them.", "lo hi *inits", _for,
+      attrs={"step": "int > 0", "independent": "bool, optional", "progress": "bool, optional"}, n_regions=1, pure=False,
       example="""%s = loop.for(%lo, %hi, %s0) {step = 1} ({
 ^(%i: i64, %t: f32):
   %x = loop.load(%a, %i) : f32
