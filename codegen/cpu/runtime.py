@@ -172,14 +172,14 @@ class Interruptible:
             return self
         self.state, handler = _signals()
         self.runtime._ctrl_c.value = 1 if self.steps else ir.CANCELLED
-        self.old = _set_handler(handler)
-        if (self.old or 0) <= 1:                                 # SIG_DFL, SIG_IGN: as the user wants it
-            _set_handler(self.old)
+        old = _handler()
+        if (old or 0) <= 1:                                      # SIG_DFL, SIG_IGN: as the user wants it
             self.active = False
             return self
-        if self.old != handler:                                  # else an interrupted __exit__ left it in place
-            self.state[1] = self.old
+        if old != handler:                                       # else an interrupted __exit__ left it in place
+            self.state[1] = old                                  # before the signal can come to us
         self.state[0] = self.runtime.address
+        _set_handler(handler)
         return self
 
     def __exit__(self, *exc) -> None:
@@ -204,11 +204,18 @@ def _libc_signal():
     libc = ctypes.CDLL(None)
     libc.signal.restype = ctypes.c_void_p
     libc.signal.argtypes = [ctypes.c_int, ctypes.c_void_p]
-    return libc.signal, libc.siginterrupt
+    return libc.signal, libc.siginterrupt, libc.sigaction, (ctypes.c_void_p * 64)()
+
+
+def _handler() -> int | None:
+    """The handler of SIGINT as it is: the first word of a struct sigaction."""
+    *_, sigaction, action = _libc_signal()
+    sigaction(signal.SIGINT, None, action)
+    return action[0]
 
 
 def _set_handler(address: int | None) -> int | None:
-    set_handler, interrupts_calls = _libc_signal()
+    set_handler, interrupts_calls, *_ = _libc_signal()
     old = set_handler(signal.SIGINT, address)
     interrupts_calls(signal.SIGINT, 1)                           # as Python has it: system calls end
     return old
