@@ -103,16 +103,17 @@ class Result:
 
 class Interrupts:
     """Ctrl-C as a flag that is looked at between steps, so that no result is lost half-way; the second one raises. `running`: the
-    program whose call is to be told."""
+    program whose call is to be told; `closing`: from here on nothing raises, so that the old handler comes back for certain."""
 
     def __enter__(self):
-        self.seen, self._old, self.running = False, None, None
+        self.seen, self._old, self.running, self.closing = False, None, None, False
         if threading.current_thread() is threading.main_thread():
             self._old = signal.signal(signal.SIGINT, self._handle)
         return self
 
     def _handle(self, number, frame):
-        if self.seen:
+        if self.seen and not self.closing:
+            self.closing = True
             raise KeyboardInterrupt
         self.seen = True
         if self.running is not None:
@@ -259,6 +260,7 @@ class Trainer:
                     if result.interrupted or result.stopped == "hook":
                         break
             finally:
+                interrupts.closing = True
                 listener.close()
         if final:
             result.final = self.measure(held_fields, seed=seed) if held_fields is not None else self.measure(fields, train, seed=seed)
