@@ -49,6 +49,8 @@ def enough_rows(rows: int, elements: int) -> bool:
 ATTENTION_QUERIES, ATTENTION_KEYS = 64, 64    # a block of scores and what it is made of fit the first caches
 ATTENTION_LANES = 8                           # from so many queries on they are the lanes, else the keys of one query
 
+ATTENTION_APART = 8                           # batch elements from which on each one's gradient is one thread's
+
 
 # ---- a vector by a matrix ----
 MATRIX_CHUNKS = 4                   # chunks of rows that threads read each from start to end

@@ -11,8 +11,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from ..compiler.ir.core import Block, Op, Value
+from ..compiler.ir.dims import product
 from ..compiler.ir.types import BufferType, ScalarType, i64
-from .cost import ATTENTION_KEYS, ATTENTION_LANES, ATTENTION_QUERIES
+from .cost import ATTENTION_APART, ATTENTION_KEYS, ATTENTION_LANES, ATTENTION_QUERIES
 from .lower_buffers import Storage
 from .lower_kernel import Kernel, Scope
 
@@ -184,11 +185,10 @@ def attention(body, op: Op, pos: int) -> None:
     if op.results[1] in body.users or op.results[1] in body.wanted:
         lse = body.env[op.results[1]] = body.destination(op.results[1], pos, op.loc)
     queries, keys = _sides(op)
-    for blocks, size, first in ((queries.count, queries.size, 0), (1, queries.rest, queries.count * queries.size)):
-        if blocks and size:
-            e = Emit(op, op.operands[0].type.shape[:-2], blocks, length, body.host)
-            _forward(e, e.k.add(e.k.mul(e.block, size), first), size, keys, q, k, v, o, lse)
-            e.emit(body.host)
+    for blocks, size, first in _cuts(queries):
+        e = Emit(op, op.operands[0].type.shape[:-2], blocks, length, body.host)
+        _forward(e, e.k.add(e.k.mul(e.block, size), first), size, keys, q, k, v, o, lse)
+        e.emit(body.host)
 
 
 def _forward(e: Emit, row: Value, size: int, keys: Side, q: Storage, k: Storage, v: Storage, o: Storage, lse: Storage | None) -> None:
@@ -304,53 +304,98 @@ def _many_queries(e: Emit, row: Value, size: int, keys: Side, q: Value, total: V
 
 
 def attention_grad(body, op: Op, pos: int) -> None:
-    """One kernel: an iteration per batch element, which goes through all pairs of blocks."""
-    q, k, v, lse, do, delta = (body.in_memory(x, op.loc) for x in op.operands[:6])
-    length = _length(body, op, 6)
-    places = []
+    """Many batch elements: one kernel over them, each going through all pairs of blocks. Few: a kernel over blocks of queries for dq and
+    one over blocks of keys for dk and dv, which compute the probabilities twice."""
+    *places, length = *(body.in_memory(x, op.loc) for x in op.operands[:6]), _length(body, op, 6)
     for r in op.results:
         place = body.env[r] = body.product_place(r, pos, op.loc)
         places.append(place)
-    dq, dk, dv = places
     queries, keys = _sides(op)
-    e = Emit(op, op.operands[0].type.shape[:-2], 1, length, body.host)
-    root, kk = e.k.root, e.k
-    for s in places:
-        e.zero(root, e.rows(s, None, s.shape[-2], root))
-    pairs = [(m, n) for m in (queries.size, queries.rest) for n in (keys.size, keys.rest) if m and n]
-    scores = {p: (e.private(*p), e.private(*p)) for p in pairs}
+    batch = op.operands[0].type.shape[:-2]
 
-    def rows(row: Value, m: int, scope: Scope) -> None:
-        qr, gr, dqr = (e.rows(s, row, m, scope) for s in (q, do, dq))
-        lr, er = (e.rows(s, row, m, scope) for s in (lse, delta))
+    def kernel(blocks: int, sizes: list[tuple[int, int]], *results: str) -> Pairs:
+        return Pairs(Emit(op, batch, blocks, length, body.host), places, sizes, results)
+    if product(batch) >= ATTENTION_APART:
+        p = kernel(1, [(m, n) for m in queries.sizes for n in keys.sizes], "q", "k", "v")
+        p.zero("q", None, queries.total)
+        p.zero("k", None, keys.total)
+        p.zero("v", None, keys.total)
+        p.each_query_block(queries, None, lambda row, m, s: p.keys_of(row, m, keys, s))
+        p.e.emit(body.host)
+        return
+    for count, m, first in _cuts(queries):
+        p = kernel(count, [(m, n) for n in keys.sizes], "q")
+        row = p.e.k.add(p.e.k.mul(p.e.block, m), first)
+        p.zero("q", row, m)
+        p.keys_of(row, m, keys, p.e.k.root)
+        p.e.emit(body.host)
+    for count, n, first in _cuts(keys):
+        p = kernel(count, [(m, n) for m in queries.sizes], "k", "v")
+        key = p.e.k.add(p.e.k.mul(p.e.block, n), first)
+        p.zero("k", key, n)
+        p.zero("v", key, n)
+        p.each_query_block(queries, key, lambda row, m, s, p=p, key=key, n=n: p.pair(row, m, key, n, s))
+        p.e.emit(body.host)
 
-        def block(first: Value, n: int, inner: Scope) -> None:
-            p, g = scores[m, n]
-            kb, vb, dkb, dvb = (e.rows(s, first, n, inner) for s in (k, v, dk, dv))
-            e.contract(p, qr, kb, "mn,mk,nk", inner)
-            e.contract(g, gr, vb, "mn,mk,nk", inner)
 
-            def softmax(i: Value, sc: Scope) -> None:
-                seen = e.op2("sub", e.edge(kk.add(row, i)), first)
-                log, dlt = e.load(lr, [i], sc), e.load(er, [i], sc)
+def _cuts(side: Side) -> list[tuple[int, int, int]]:
+    """(number of blocks, their size, the first one's start), for the whole blocks and the rest."""
+    return [(count, size, first) for count, size, first in ((side.count, side.size, 0), (1, side.rest, side.count * side.size)) if count and size]
 
-                def one(j: Value, s: Scope) -> None:
-                    x = e.op1("exp", e.op2("sub", e.masked_score(p, i, j, seen, s), log))
-                    y = e.op2("mul", e.op2("mul", x, e.op2("sub", e.load(g, [i, j], s), dlt)), e.number(e.scale))
-                    e.store(x, p, [i, j], s)
-                    e.store(y, g, [i, j], s)
-                e.each(sc, n, one)
-            e.loop(inner, kk.index(0), kk.index(m), softmax)
-            e.contract(dvb, p, gr, "mn,km,kn", inner, accumulate=True)
-            e.contract(dkb, g, qr, "mn,km,kn", inner, accumulate=True)
-            e.contract(dqr, g, kb, "mn,mk,kn", inner, accumulate=True)
-        e.blocks(scope, kk.add(row, m - 1), keys, block)
 
-    if queries.count:
-        e.loop(root, kk.index(0), kk.index(queries.count), lambda r, s: rows(kk.mul(r, queries.size), queries.size, s))
-    if queries.rest:
-        rows(kk.index(queries.count * queries.size), queries.rest, root)
-    e.emit(body.host)
+class Pairs:
+    """A kernel of the gradient: what a pair of a block of queries and a block of keys adds to those of dq, dk and dv that are wanted."""
+
+    def __init__(self, e: Emit, places: list[Storage], sizes: list[tuple[int, int]], results: tuple[str, ...]):
+        self.e, self.results = e, results
+        self.q, self.k, self.v, self.lse, self.do, self.delta, *made = places
+        self.made = dict(zip("qkv", made))
+        self.scores = {p: (e.private(*p), e.private(*p)) for p in sizes}
+
+    def zero(self, name: str, start: Value | None, size: int) -> None:
+        self.e.zero(self.e.k.root, self.e.rows(self.made[name], start, size, self.e.k.root))
+
+    def each_query_block(self, queries: Side, key: Value | None, body: Callable[[Value, int, Scope], None]) -> None:
+        """All blocks of queries; with a key, from the one on in which a query may see it."""
+        e, k = self.e, self.e.k
+        lo = k.index(0)
+        if key is not None and e.causal:
+            n = e.length if e.length is not None else k.index(e.s)
+            lo = k.div(k.clamp(k.sub(k.add(key, e.t), n), 0, e.t), queries.size)
+        if queries.count:
+            e.loop(k.root, lo, k.index(queries.count), lambda r, s: body(k.mul(r, queries.size), queries.size, s))
+        if queries.rest:
+            body(k.index(queries.count * queries.size), queries.rest, k.root)
+
+    def keys_of(self, row: Value, m: int, keys: Side, scope: Scope) -> None:
+        self.e.blocks(scope, self.e.k.add(row, m - 1), keys, lambda first, n, s: self.pair(row, m, first, n, s))
+
+    def pair(self, row: Value, m: int, first: Value, n: int, scope: Scope) -> None:
+        e, index = self.e, self.e.k.index
+        qr, gr, lr, er = (e.rows(s, row, m, scope) for s in (self.q, self.do, self.lse, self.delta))
+        kb, vb = (e.rows(s, first, n, scope) for s in (self.k, self.v))
+        p, g = self.scores[m, n]
+        e.contract(p, qr, kb, "mn,mk,nk", scope)
+        e.contract(g, gr, vb, "mn,mk,nk", scope)
+
+        def softmax(i: Value, sc: Scope) -> None:
+            seen = e.op2("sub", e.edge(e.k.add(row, i)), first)
+            log, dlt = e.load(lr, [i], sc), e.load(er, [i], sc)
+
+            def one(j: Value, s: Scope) -> None:
+                x = e.op1("exp", e.op2("sub", e.masked_score(p, i, j, seen, s), log))
+                y = e.op2("mul", e.op2("mul", x, e.op2("sub", e.load(g, [i, j], s), dlt)), e.number(e.scale))
+                e.store(x, p, [i, j], s)
+                e.store(y, g, [i, j], s)
+            e.each(sc, n, one)
+        e.loop(scope, index(0), index(m), softmax)
+
+        def add(name: str, start: Value, size: int, x: Value, y: Value, text: str) -> None:
+            if name in self.results:
+                e.contract(e.rows(self.made[name], start, size, scope), x, y, text, scope, accumulate=True)
+        add("v", first, n, p, gr, "mn,km,kn")
+        add("k", first, n, g, qr, "mn,km,kn")
+        add("q", row, m, g, kb, "mn,mk,kn")
 
 
 ATTENTION = {"tensor.attention": attention, "tensor.attention_grad": attention_grad}

@@ -90,9 +90,10 @@ def test_blocks(program, t, s, dtype):
         np.testing.assert_allclose(got, e @ v / e.sum(-1, keepdims=True), rtol=1e-4, atol=2e-6)
 
 
-@pytest.mark.parametrize("t, s", [(5, 5), (64, 64), (65, 140), (130, 200)])
-def test_gradient(program, t, s):
-    args = arrays((2, t, 8), (2, s, 8), (2, s, 8))
+@pytest.mark.parametrize("t, s, batch", [(5, 5, 2), (64, 64, 2), (65, 140, 2), (130, 200, 2), (5, 6, 9), (65, 140, 9), (130, 200, 9), (200, 200, 1)])
+def test_gradient(program, t, s, batch):
+    """In one kernel over many batch elements, or in two over blocks."""
+    args = arrays((batch, t, 8), (batch, s, 8), (batch, s, 8))
     m = module_of(program, "loss", args, ["q", "k", "v"])
     assert [o.name for o in driver.lower(m, "tensor").walk()].count("tensor.attention_grad") == 1
     e = next(iter(m.attrs["entries"]))
