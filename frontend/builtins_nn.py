@@ -49,7 +49,8 @@ def scaled_dot_product_attention(cx, query, key, value, attn_mask=None, dropout_
                                  length=None):
     """softmax(query @ key.T * scale + mask) @ value over [.., tokens, features].  attn_mask: bools (true: may be seen) or numbers to
     add.  is_causal: a query sees no later key; the last query is aligned with the last key.  length: only the first `length` keys
-    count (a run-time number); the last query is then aligned with key length - 1."""
+    count (a run-time number); the last query is then aligned with key length - 1.  Without attn_mask and dropout, in f32 and f64, no array
+    of scores is made, neither here nor for the gradient; softmax(causal(q @ k.T / sqrt(d))) @ v written out is the same."""
     from .expressions import matmul_values
     b = cx.b
     q, k, v = cx.float(query, "query"), cx.float(key, "key"), cx.float(value, "value")
