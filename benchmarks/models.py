@@ -125,9 +125,10 @@ def forward_flops(model: str, s: Mapping[str, int]) -> tuple[float, float]:
         first = 2.0 * batch * 26 * 26 * 32 * 9
         return first + 2.0 * batch * (11 * 11 * 64 * 288 + 1600 * 128 + 1280), first
     d, n = s["width"], batch * s["time"]
-    blocks = s["layers"] * (2.0 * n * 12 * d * d + batch * _attention(s))
-    heads = batch if s.get("last") else n
-    return blocks + 2.0 * heads * d * s["vocab"], 0.0
+    block = 2.0 * n * 12 * d * d + batch * _attention(s)
+    if s.get("last"):                        # the last block's other tokens end with their keys and values
+        return (s["layers"] - 1) * block + 2.0 * (2 * n + 10 * batch) * d * d + 2.0 * batch * d * s["vocab"], 0.0
+    return s["layers"] * block + 2.0 * n * d * s["vocab"], 0.0
 
 
 def train_parts(model: str, s: Mapping[str, int], optimizer: str) -> list[Part]:
