@@ -34,6 +34,8 @@ def cost(op: Op) -> int:
 
 
 # ---- fusion ----
+# Elementwise ops on the result of a contraction above SMALL_CONTRACTION always become its epilogue, as far as they fit MAX_GROUP: an
+# element in the cache costs a load; in a kernel of its own it costs a write and a read of memory, and the threads meet once more.
 INLINE_COST = 3                     # ops reading one array are copied into all their users up to this total cost
 MAX_GROUP = 128                     # ops in one group: bounds compile time and registers
 SPLIT_SIZE, SPLIT_KEPT = 1 << 16, 63   # a reduction of at least this many elements to at most so many is split

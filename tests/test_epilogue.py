@@ -5,6 +5,7 @@ import pytest
 pytest.importorskip("llvmlite")
 
 from engram.compiler import driver
+from engram.compiler.diagnostics import RuntimeError_
 from engram.compiler.ir.core import Module
 from engram.compiler.ir.parser import parse_module
 from engram.compiler.ir.printer import print_module
@@ -188,6 +189,17 @@ layer Block(C) {
 
 
 # ---- errors ----------------------------------------------------------------------------------------------------------------
+
+
+def test_errors_in_an_epilogue_are_reported():
+    types = [TensorType(DTYPES["i32"], s) for s in ((20, 50), (50, 33), (33,))]
+    e = elaborate_function(load_program("fn f(x: i32[B, i], w: i32[i, o], d: i32[o]) -> i32[B, o] { (x @ w) // d }"), "f", types)
+    program = driver.build(e.module, "cpu")
+    x, w, d = np.ones((20, 50), np.int32), np.full((50, 33), 3, np.int32), np.full(33, 4, np.int32)
+    np.testing.assert_array_equal(program.call(e.entry, [x, w, d])[0], 37)
+    d[30] = 0
+    with pytest.raises(RuntimeError_, match="integer division by zero"):
+        program.call(e.entry, [x, w, d])
 
 
 @pytest.mark.parametrize("args, yielded, message", [
