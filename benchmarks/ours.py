@@ -27,7 +27,7 @@ def program_path(name: str) -> Path:
     for folder in FOLDERS:
         if (folder / name).is_file():
             return folder / name
-    raise FileNotFoundError(f"the program {name} is not in {FOLDERS[0]}")
+    raise FileNotFoundError(f"the program {name} is not in {FOLDERS[0]} (examples come with a checkout only)")
 
 
 @dataclass(frozen=True)

@@ -187,3 +187,10 @@ def test_bench_with_a_profile(tmp_path, capsys, monkeypatch):
     assert "matmul.nn:2" in capsys.readouterr().out
     kernel, = json.loads((tmp_path / "p.json").read_text())["matmul_512"]["kernels"]
     assert kernel["flops"] == 2 * 512 ** 3 and kernel["flops_per_s"] > 0 and kernel["bound"] in ("compute", "memory", "cache")
+
+
+def test_attention_counts_the_half_that_causality_leaves():
+    """Blocks above the diagonal are not visited; those on it are, whole."""
+    ks = kernels("fn f(q: f32[H, T, d], k: f32[H, T, d], v: f32[H, T, d]) -> f32[H, T, d] { softmax(causal(q @ k.T / sqrt(d)), dim = -1) @ v }", *[F(12, 512, 64)] * 3)
+    least = 12 * 512 * 513 / 2 * 64 * 4
+    assert least <= total(ks)[0] <= 1.3 * least and all(k.exact for k in ks) and total(ks)[1:] == (3 * 12 * 512 * 64 * 4, 12 * 512 * 64 * 4)

@@ -6,12 +6,14 @@ Counted on the IR, so they are what the program asks for, not what a backend mak
   arithmetic: none.
 * Bytes: of every buffer from outside the kernel the elements that are read, and those that are written, each once: at most as many as
   there are, however often a loop comes by. So they are the least traffic; a cache may take all of it.
-A loop whose bounds are known at run time only, and branches that differ, make a count an estimate (`exact` is False): loops are taken at the middle
-of what their bounds depend on, of two branches the longer.
+A loop whose bounds depend on outer indices counts its mean over them. Bounds known at run time only (taken as 64 turns), indices with too many
+values (taken in the middle) and branches that differ (the longer one) make a count an estimate: `exact` is False.
 """
 from __future__ import annotations
 
+import itertools
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from ..ir.core import Block, Func, Loc, Op, Value
@@ -21,6 +23,9 @@ KERNELS = ("loop.parallel", "loop.contract", "loop.contract_packed", "loop.copy"
 COUNTED = {"exp", "exp2", "expm1", "log", "log2", "log1p", "sqrt", "rsqrt", "sin", "cos", "tan", "asin", "acos", "atan", "sinh", "cosh", "tanh", "asinh",
            "acosh", "atanh", "erf", "erfc", "add", "sub", "mul", "div", "floordiv", "mod", "fmod", "pow", "atan2", "max", "min"}
 UNKNOWN_TRIPS = 64
+MOST_VALUES = 4096                         # combinations of outer indices over which a loop's length is averaged
+
+At = dict[Value, Sequence[float]]          # an index -> the values it takes; one value, its mean, where they are many or not known
 
 
 @dataclass(frozen=True)
@@ -95,11 +100,11 @@ class _Count:
     inside: set[Value] = field(default_factory=set)          # private memory: costs no traffic
     behind: dict[Value, Value] = field(default_factory=dict)   # a view made inside the kernel -> the buffer it looks at
 
-    def block(self, block: Block, times: float, at: dict[Value, float]) -> None:
+    def block(self, block: Block, times: float, at: At) -> None:
         for op in block.ops:
             self.op(op, times, at)
 
-    def op(self, op: Op, times: float, at: dict[Value, float]) -> None:
+    def op(self, op: Op, times: float, at: At) -> None:
         name, short = op.name, op.name.partition(".")[2]
         if name.startswith("scalar."):
             if short in COUNTED and op.operands[0].type.dtype.is_float:
@@ -114,7 +119,7 @@ class _Count:
             self.behind[op.result] = self.behind.get(op.operands[0], op.operands[0])
         elif name == "loop.parallel":
             extents = op.attrs["extents"]
-            self.block(op.regions[0], times * math.prod(extents), {**at, **{a: (n - 1) / 2 for a, n in zip(op.regions[0].args, extents)}})
+            self.block(op.regions[0], times * math.prod(extents), {**at, **{a: values(0, n) for a, n in zip(op.regions[0].args, extents)}})
         elif name in ("loop.for", "loop.reduce"):
             self.loop(op, times, at)
         elif name == "loop.if":
@@ -147,7 +152,7 @@ class _Count:
         for i, v in enumerate(op.operands):
             self.touch(self.read if i else self.written, v, times * elements(v))
 
-    def contract(self, op: Op, times: float, at: dict[Value, float]) -> None:
+    def contract(self, op: Op, times: float, at: At) -> None:
         sizes: dict[str, int] = {}
         for v, letters in zip(op.operands, (op.attrs["out"], op.attrs["lhs"], op.attrs["rhs"])):
             sizes.update(zip(letters, v.type.shape))
@@ -160,21 +165,31 @@ class _Count:
             self.touch(self.read, op.operands[0], times * elements(op.operands[0]))
         for r in op.regions:                                 # what is done to each element before it is stored
             n = op.operands[0].type.shape
-            self.block(r, times * math.prod(n), {**at, **{a: (s - 1) / 2 for a, s in zip(r.args[1:], n)}})
+            self.block(r, times * math.prod(n), {**at, **{a: values(0, s) for a, s in zip(r.args[1:], n)}})
 
-    def loop(self, op: Op, times: float, at: dict[Value, float]) -> None:
-        lo, hi = (self.value(v, at) for v in op.operands[:2])
-        step, body = op.attrs.get("step", 1), op.regions[0]
-        if lo is None or hi is None:
-            self.exact, lo, hi = False, 0.0, float(UNKNOWN_TRIPS * step)
-        n = max(0.0, (hi - lo) / step)
-        n = math.ceil(n) if n == int(n) or not any(_depends(v, at) for v in op.operands[:2]) else n
+    def loop(self, op: Op, times: float, at: At) -> None:
+        step, body, bounds = op.attrs.get("step", 1), op.regions[0], op.operands[:2]
+        outer = list(dict.fromkeys(i for v in bounds for i in indices(v, at)))
+        if any(isinstance(at[i], Mean) for i in outer):
+            self.exact = False
+        if math.prod(len(at[i]) for i in outer) > MOST_VALUES:
+            self.exact, at = False, {**at, **{i: Mean([sum(at[i]) / len(at[i])]) for i in outer}}
+        lows, counts = [], []
+        for chosen in itertools.product(*(at[i] for i in outer)):
+            now = dict(zip(outer, chosen))
+            lo, hi = (value(v, now) for v in bounds)
+            if lo is None or hi is None:
+                self.exact, lo, hi = False, 0.0, float(UNKNOWN_TRIPS * step)
+            lows.append(lo)
+            counts.append(max(0, math.ceil((hi - lo) / step)))
+        n = sum(counts) / max(len(counts), 1)
         if op.name == "loop.reduce":
             floats = [r for r, kind in zip(op.results, op.attrs["kinds"]) if r.type.dtype.is_float and kind in ("add", "mul", "max", "min")]
             self.flops += times * n * len(floats)
-        self.block(body, times * n, {**at, body.args[0]: lo + (n - 1) * step / 2})
+        own = values(lows[0], counts[0], step) if len(counts) == 1 else Mean([sum(lows) / max(len(lows), 1) + (n - 1) * step / 2])
+        self.block(body, times * n, {**at, body.args[0]: own})
 
-    def branches(self, op: Op, times: float, at: dict[Value, float]) -> None:
+    def branches(self, op: Op, times: float, at: At) -> None:
         found = []
         for r in op.regions:
             c = _Count(inside=self.inside, behind=self.behind)
@@ -190,31 +205,35 @@ class _Count:
             for v, n in theirs.items():
                 mine[v] = mine.get(v, 0.0) + n
 
-    def value(self, v: Value, at: dict[Value, float]) -> float | None:
-        """An index's value, with loop indices at their middle; None where only a run can tell."""
-        if v in at:
-            return at[v]
-        op = v.owner
-        if not isinstance(op, Op) or not op.name.startswith("scalar."):
-            return None
-        if op.name == "scalar.constant":
-            return float(op.attrs["value"])
-        args = [self.value(x, at) for x in op.operands]
-        if any(a is None for a in args):
-            return None
-        short = op.name.removeprefix("scalar.")
-        simple = {"add": lambda a, b: a + b, "sub": lambda a, b: a - b, "mul": lambda a, b: a * b, "min": min, "max": max,
-                  "floordiv": lambda a, b: a // b if b else 0.0, "cast": lambda a: a, "neg": lambda a: -a}
-        if short not in simple:
-            return None
-        if short in ("min", "max", "floordiv") and _depends(v, at):
-            self.exact = False                               # the mean of these is not their value at the mean
-        return simple[short](*args)
+
+class Mean(list):
+    """One value that stands for many."""
 
 
-def _depends(v: Value, at: dict[Value, float]) -> bool:
-    """Whether a value comes from a loop's index."""
+def values(lo: float, n: int, step: int = 1) -> Sequence[float]:
+    """What an index runs through; its mean where that is too much to go through."""
+    return [lo + k * step for k in range(n)] if n <= MOST_VALUES else Mean([lo + (n - 1) * step / 2])
+
+
+def indices(v: Value, at: At) -> list[Value]:
+    """The loop indices that a value comes from."""
     if v in at:
-        return True
-    return isinstance(v.owner, Op) and v.owner.name.startswith("scalar.") and any(_depends(x, at) for x in v.owner.operands)
+        return [v]
+    return [i for x in v.owner.operands for i in indices(x, at)] if isinstance(v.owner, Op) and v.owner.name.startswith("scalar.") else []
 
+
+_SIMPLE = {"add": lambda a, b: a + b, "sub": lambda a, b: a - b, "mul": lambda a, b: a * b, "min": min, "max": max, "floordiv": lambda a, b: a // b if b else 0.0,
+           "shr": lambda a, b: a // 2 ** b, "shl": lambda a, b: a * 2 ** b, "cast": lambda a: a, "neg": lambda a: -a}
+
+
+def value(v: Value, now: dict[Value, float]) -> float | None:
+    """An index computation's value, for these values of the indices; None where only a run can tell."""
+    if v in now:
+        return now[v]
+    op = v.owner
+    if not isinstance(op, Op) or not op.name.startswith("scalar."):
+        return None
+    if op.name == "scalar.constant":
+        return float(op.attrs["value"])
+    f, args = _SIMPLE.get(op.name.removeprefix("scalar.")), [value(x, now) for x in op.operands]
+    return None if f is None or any(a is None for a in args) else f(*args)
