@@ -77,7 +77,9 @@ def train(program, name: str, overrides: dict, args) -> int:
     files = report.write_results(out, content, trainer.values(), {"program": Path(program.file).name, "train": name})
     if profiler is not None:
         steps = _steps(plan, result, len(learn))
-        files.append(_tell(profiler.take([trainer.program(p.module) for p in plan.phases]), args, f"train {name}", "step", steps, out))
+        measures = [p for p, _ in trainer._measures.values()]
+        learning = [p for p in profiler.programs if not any(p is m for m in measures)]
+        files.append(_tell(profiler.take(learning), args, f"train {name}", "step", steps, out))
         measuring = profiler.take()
         print(f"measuring took {measuring.wall * 1e3:.4g} ms in {measuring.calls:,} calls")
     if not args.quiet:
