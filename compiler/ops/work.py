@@ -223,7 +223,11 @@ def indices(v: Value, at: At) -> list[Value]:
 
 
 _SIMPLE = {"add": lambda a, b: a + b, "sub": lambda a, b: a - b, "mul": lambda a, b: a * b, "min": min, "max": max, "floordiv": lambda a, b: a // b if b else 0.0,
-           "shr": lambda a, b: a // 2 ** b, "shl": lambda a, b: a * 2 ** b, "cast": lambda a: a, "neg": lambda a: -a}
+           "shr": lambda a, b: a // 2 ** b, "shl": lambda a, b: a * 2 ** b, "cast": lambda a: a, "neg": lambda a: -a, "mod": lambda a, b: a % b if b else 0.0,
+           "select": lambda c, a, b: a if c else b, "and": lambda a, b: float(int(a) & int(b)), "or": lambda a, b: float(int(a) | int(b)),
+           "xor": lambda a, b: float(int(a) ^ int(b))}
+_COMPARED = {"lt": lambda a, b: a < b, "le": lambda a, b: a <= b, "gt": lambda a, b: a > b, "ge": lambda a, b: a >= b, "eq": lambda a, b: a == b,
+             "ne": lambda a, b: a != b}
 
 
 def value(v: Value, now: dict[Value, float]) -> float | None:
@@ -235,5 +239,6 @@ def value(v: Value, now: dict[Value, float]) -> float | None:
         return None
     if op.name == "scalar.constant":
         return float(op.attrs["value"])
-    f, args = _SIMPLE.get(op.name.removeprefix("scalar.")), [value(x, now) for x in op.operands]
+    f = _COMPARED.get(op.attrs["predicate"]) if op.name == "scalar.compare" else _SIMPLE.get(op.name.removeprefix("scalar."))
+    args = [value(x, now) for x in op.operands]
     return None if f is None or any(a is None for a in args) else f(*args)
