@@ -27,6 +27,14 @@ def lower(module: Module, to: str = "loop", options: Options | None = None) -> M
     return run(clone_module(module), PIPELINES[to](), options)
 
 
+def prove(module: Module) -> None:
+    """Raises CompileError where a learning rule of the module is not local. Parts of a training program (the epochs of one phase) do not
+    show what the others do, so whoever takes it apart has it proved whole before. The module stays as it is."""
+    if any(op.name == "learn.update" for op in module.walk()):
+        from ..passes.plasticity import Plasticity
+        run(clone_module(module), [Plasticity()])
+
+
 def build(module: Module, backend: str = "cpu", threads: int | None = None, options: Options | None = None, inference: bool = False) -> Program:
     """Compile a module of the front end for a backend. `threads` (cpu only): None takes all cores. `inference`: parameters (the arguments that entries
     list in `weights`) come as the same arrays call after call, and cheap ones are packed once."""

@@ -164,8 +164,11 @@ class Trainer:
         return p
 
     def initialise(self, seed: int) -> None:
-        """Fresh values for every slot."""
+        """Fresh values for every slot. CompileError where a learning rule is not local."""
+        from .compiler import driver
         from .frontend import reachable
+        for module in {id(m): m for m in (self.plan.module, *(p.module for p in self.plan.phases))}.values():
+            driver.prove(module)
         program = self._build(reachable(self.plan.module, ["init"]))
         self._own(program, program.call("init", [key_of(seed, 1)]))
 
