@@ -11,12 +11,14 @@ from typing import Any
 import numpy as np
 
 from .arguments import KINDS, ArgumentError, to_array
+from .cheap import checked, mark
 from .session import BACKENDS, load_program
 
 
-def compile(path_or_source: str | os.PathLike, backend: str = "cpu", threads: int | None = None) -> CompiledProgram:
-    """Load a program: a path to a .nn file, or its text. Its top-level functions are the result's attributes."""
-    return CompiledProgram(path_or_source, backend, threads)
+def compile(path_or_source: str | os.PathLike, backend: str = "cpu", threads: int | None = None, quantize: str | None = None) -> CompiledProgram:
+    """Load a program: a path to a .nn file, or its text. Its top-level functions are the result's attributes. `quantize`: "ternary", "int4",
+    "int8" or "pow2(n)" makes products with matrices among a function's arguments products of small integers (the right one of two)."""
+    return CompiledProgram(path_or_source, backend, threads, quantize)
 
 
 def checked_backend(backend: str) -> str:
@@ -28,8 +30,8 @@ def checked_backend(backend: str) -> str:
 class CompiledProgram:
     """A program's functions as attributes: `p.f(x, y)`; `p.grad("f", wrt="x")(x, y)` and so on."""
 
-    def __init__(self, path_or_source: str | os.PathLike, backend: str = "cpu", threads: int | None = None):
-        self._backend, self._threads = checked_backend(backend), threads
+    def __init__(self, path_or_source: str | os.PathLike, backend: str = "cpu", threads: int | None = None, quantize: str | None = None):
+        self._backend, self._threads, self._quantize = checked_backend(backend), threads, checked(quantize)
         self._program = load_program(path_or_source)
         self._functions: dict[tuple, Function] = {}
         self._calls = 0
@@ -183,6 +185,8 @@ class Function:
             e = F.elaborate_vmap(program, self.name, (), dims[0] if how == "all" else dims, out, kwargs=types)
         else:
             e = F.elaborate_derivative(program, self.name, (), self.kind, wrt, along, kwargs=types)
+        if self.owner._quantize is not None:
+            mark(e.module, [e.entry], [i for i, a in enumerate(e.args) if a.kind == "arg"], self.owner._quantize)
         return driver.build(e.module, self.owner._backend, threads=self.owner._threads), e
 
 

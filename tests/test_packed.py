@@ -3,12 +3,15 @@ import engram as eg
 import numpy as np
 import pytest
 from engram.codegen.cpu.compile import optimise_and_emit
+from engram.codegen.opencl.device import available
 from engram.compiler import driver
 from engram.compiler.ir.parser import parse_module
 from engram.compiler.ir.printer import print_module
 from engram.compiler.ops.packed import FORMATS, packed_shape
 
 RNG = np.random.default_rng(3)
+OK, WHY = available()
+needs_opencl = pytest.mark.skipif(not OK, reason=f"no OpenCL device: {WHY}")
 
 
 def module(body: str, args: str, result: str):
@@ -151,7 +154,7 @@ def forward(model, x, weight):
     return definition(h, p["b.w"], weight)
 
 
-@pytest.mark.parametrize("backend", ["cpu", "interp"])
+@pytest.mark.parametrize("backend", ["cpu", "interp", pytest.param("opencl", marks=needs_opencl)])
 @pytest.mark.parametrize("weight", ["ternary", "int8", "pow2(7)", "int4"])
 def test_a_float_model_is_quantised_on_request(weight, backend):
     m = eg.Model(PROGRAM, "Net", quantize=weight, backend=backend)
@@ -192,6 +195,21 @@ def test_quantised_training_learns():
     h = m.fit(x, y, epochs=25, batch_size=32, verbose=0)
     assert h.history["accuracy"][-1] > 0.9 and h.history["loss"][-1] < h.history["loss"][0] / 2
     np.testing.assert_allclose(m.evaluate(x, y)["accuracy"], np.mean(np.argmax(m(x), axis=1) == y), atol=1e-6)
+
+
+def test_arguments_of_functions_are_quantised_on_request():
+    """Also under a derivative: dw = Q(x)^T g, as g = 1."""
+    x, w = RNG.standard_normal((5, 33)).astype(np.float32), RNG.standard_normal((33, 20)).astype(np.float32)
+    p = eg.compile("fn f(x: f32[B, i], w: f32[i, o]) -> f32[B, o] { x @ w }\nfn s(x: f32[B, i], w: f32[i, o]) -> f32[] { sum(x @ w) }\n", quantize="ternary")
+    np.testing.assert_allclose(p.f(x, w), definition(x.astype(float), w.astype(float), "ternary"), rtol=2e-5, atol=2e-5)
+    top = np.abs(x).max(1, keepdims=True)
+    np.testing.assert_allclose(p.grad("s", wrt="w")(x, w), np.tile((np.round(127 * x / top) * top / 127).sum(0)[:, None], (1, 20)), rtol=1e-4, atol=1e-4)
+
+
+def test_a_matrix_on_the_left():
+    m = eg.Model("layer L(i, o) { param w: ternary[o, i] = normal(0, 1); fn (x: f32[i]) -> f32[o] { w @ x } }", "L", 33, 20)
+    x = RNG.standard_normal(33).astype(np.float32)
+    np.testing.assert_allclose(m(x), definition(x[None].astype(float), m.parameters["w"].T.astype(float), "ternary")[0], rtol=2e-5, atol=2e-5)
 
 
 def test_an_unknown_weight_is_named():
