@@ -28,7 +28,7 @@ class Prepack:
     redefines: ClassVar[bool] = True
 
     def apply(self, module: Module) -> Module:
-        known = parameters(module)
+        known = parameters(module, carried=False)
         extra: dict[str, list[Want]] = {}
         for f in callees_first(module):
             extra[f.name] = _function(f, known.get(f.name, set()), extra)

@@ -39,17 +39,29 @@ class Quantize:
         return module
 
 
-def parameters(module: Module) -> dict[str, set[int]]:
-    """The arguments of each function that are parameters wherever it is called."""
+def parameters(module: Module, carried: bool = True) -> dict[str, set[int]]:
+    """The arguments of each function that are parameters wherever it is called; `carried`: what loops make of parameters counts as such."""
     found: dict[str, set[int]] = {n: set(f.attrs["weights"]) for n, f in module.funcs.items() if "weights" in f.attrs}
     for f in reversed(callees_first(module)):
-        mine = {f.args[i] for i in found.setdefault(f.name, set())}
+        mine = values(f, found.setdefault(f.name, set()), carried)
         for op in f.walk():
             if op.name == "func.call":
                 here = {i for i, v in enumerate(op.operands) if source(v)[0] in mine and not source(v)[1]}
                 callee = op.attrs["callee"]
                 found[callee] = found[callee] & here if callee in found else here
     return found
+
+
+def values(f: Func, args: set[int], carried: bool) -> set[Value]:
+    """These arguments of f, and the values that loops carry on from them."""
+    mine = {f.args[i] for i in args}
+    if carried and mine:
+        for op in f.walk():                                # outer loops come before inner ones
+            first = {"scf.scan": 1, "scf.while": 0}.get(op.name)
+            n = op.attrs["n_carry"] if op.name == "scf.scan" else len(op.operands)
+            if first is not None:
+                mine |= {r.args[first + i] for r in op.regions for i, v in enumerate(op.operands[:n]) if source(v)[0] in mine}
+    return mine
 
 
 def source(v: Value) -> tuple[Value, bool]:
@@ -71,7 +83,7 @@ def matrix(op: Op, side: int) -> Value | None:
 
 def _mark(f: Func, args: set[int], weight: str) -> None:
     """Puts nn.quantize between parameters and products; of two parameters the right one is the weight."""
-    mine = {f.args[i] for i in args}
+    mine = values(f, args, True)
 
     def visit(op: Op, out: Block) -> None:
         for side in (1, 0):

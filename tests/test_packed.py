@@ -197,6 +197,22 @@ def test_quantised_training_learns():
     np.testing.assert_allclose(m.evaluate(x, y)["accuracy"], np.mean(np.argmax(m(x), axis=1) == y), atol=1e-6)
 
 
+def test_declared_weights_and_the_option_learn_alike():
+    """In the loops over the data too: bit for bit."""
+    x = RNG.standard_normal((96, 12)).astype(np.float32)
+    y = np.argmax(x[:, :3], axis=1)
+    models = [eg.Model(PROGRAM, "Net", seed=2, quantize="int8"), eg.Model(PROGRAM, "Net", seed=2, weight="int8")]
+    for m in models:
+        m.compile(loss="cross_entropy", optimizer=eg.SGD(0.1))
+        m.fit(x, y, epochs=2, batch_size=16, verbose=0)
+    for path, v in models[0].parameters.items():
+        np.testing.assert_array_equal(v, models[1].parameters[path], err_msg=path)
+    plain = eg.Model(PROGRAM, "Net", seed=2)
+    plain.compile(loss="cross_entropy", optimizer=eg.SGD(0.1))
+    plain.fit(x, y, epochs=2, batch_size=16, verbose=0)
+    assert not np.array_equal(plain.parameters["a.w"], models[0].parameters["a.w"])
+
+
 def test_arguments_of_functions_are_quantised_on_request():
     """Also under a derivative: dw = Q(x)^T g, as g = 1."""
     x, w = RNG.standard_normal((5, 33)).astype(np.float32), RNG.standard_normal((33, 20)).astype(np.float32)
