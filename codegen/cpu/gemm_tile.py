@@ -32,6 +32,9 @@ class Tiles(Base):
         f.branch("%first", go, init)
         f.label(init)
         loaded = [self.vload(f, *at(i, j)) for i in range(h) for j in range(nw)]
+        for i in range(h):                                     # the next tile's sums: they were last used a block of k ago
+            for j in range(nw):
+                self.prefetch(f, f.gep(self.e, rows[i], str((nw + j) * self.w)))
         f.jump(go)
         f.label(go)
         start = [f.op(f"phi {self.v} [ zeroinitializer, %entry ], [ {x}, %{init} ]") for x in loaded]
