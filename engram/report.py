@@ -1,4 +1,4 @@
-"""What a training run leaves behind: metrics.json, the learning curve as a picture, the weights."""
+"""What a training run leaves behind: metrics.json, pictures (drawn by plots.py), the weights."""
 from __future__ import annotations
 
 import json
@@ -45,36 +45,18 @@ def write_results(folder: Path, content: dict[str, Any], weights: dict, metadata
     files = [folder / "metrics.json", folder / "weights.safetensors"]
     atomic_write(files[0], (json.dumps(content, indent=1) + "\n").encode())
     write(files[1], weights, metadata)
-    if content["epochs"] and plot_curve(content, folder / "curve.png"):
+    from . import plots
+    if content["epochs"] and plots.available() and plots.curves(content, folder / "curve.png"):
         files.append(folder / "curve.png")
     return files
 
 
-def plot_curve(content: dict[str, Any], path: Path) -> bool:
-    """Losses above, measures below, over the epochs. False where matplotlib is not installed."""
-    try:
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-        from matplotlib.figure import Figure  # not pyplot: no display, no global state
-    except ImportError:
-        return False
-    rows = content["epochs"]
-    keys = [k for k in dict.fromkeys(k for r in rows for k in r) if k not in ("epoch", "seconds", "phase")]
-    losses = [k for k in keys if "loss" in k]
-    others = [k for k in keys if k not in losses]
-    panels = [p for p in (losses, others) if p]
-    if not panels:
-        return False
-    figure = Figure(figsize=(7, 3 * len(panels)), layout="constrained")
-    FigureCanvasAgg(figure)
-    for axes, names in zip(figure.subplots(len(panels), 1, sharex=True, squeeze=False)[:, 0], panels):
-        for k in names:
-            points = [(r["epoch"], r[k]) for r in rows if r.get(k) is not None]
-            axes.plot([e for e, _ in points], [v for _, v in points], label=k, marker="." if len(points) < 40 else None)
-        if names is losses and all((r.get(k) or 1) > 0 for r in rows for k in names):
-            axes.set_yscale("log")
-        axes.grid(alpha=0.3)
-        axes.legend()
-    axes.set_xlabel("epoch")
-    figure.suptitle(f"{content['train']} ({content['backend']}, seed {content['seed']})")
-    figure.savefig(path, dpi=120)
-    return True
+def write_pictures(folder: Path, content: dict[str, Any], values: dict, readings: dict, samples, sample_shape) -> list[Path]:
+    """weights.png and errors.png, beside the curves; those that there is something to draw for."""
+    from . import plots
+    files = []
+    if plots.weights(values, sample_shape, folder / "weights.png"):
+        files.append(folder / "weights.png")
+    if plots.errors(readings, samples, folder / "errors.png"):
+        files.append(folder / "errors.png")
+    return files

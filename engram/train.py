@@ -220,6 +220,24 @@ class Trainer:
             totals = values if totals is None else totals + values
         return dict(zip(names, (totals / n).tolist())) if totals is not None else {}
 
+    def readings(self, fields: Mapping[str, np.ndarray], indices: np.ndarray, seed: int = 0) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+        """For every readout, `measure accuracy(..)` or a layer's own: the classes it reads in these samples, and those that are right."""
+        parts: dict[str, list[np.ndarray]] = {}
+        start = 0
+        for size in _chunks(len(indices), max(MEASURE_CHUNK, int(self.plan.settings.get("batch") or 1))):
+            part = indices[start:start + size]
+            start += size
+            module, entry = self.plan.readings(size)
+            names = module.funcs[entry].attrs["result_names"]
+            if not names:
+                return {}
+            program = self.program(module)
+            args = [*self._slots_for_measuring(program), key_of(seed, 2), *(np.ascontiguousarray(f[part]) for f in fields.values())]
+            for name, v in zip(names, program.call(entry, args)):
+                parts.setdefault(name, []).append(np.asarray(program.to_host(v)))
+        whole = {name: np.concatenate(p) for name, p in parts.items()}
+        return {name: (v, whole[f"{name} right"]) for name, v in whole.items() if not name.endswith(" right")}
+
     def measure_names(self) -> list[str]:
         """In the order of the measure function's results."""
         names = list(self.plan.measures)

@@ -6,8 +6,9 @@ import math
 
 import numpy as np
 import pytest
+from engram.plots import curves
 from engram.progress import Lines, epoch_line
-from engram.report import metrics, plot_curve
+from engram.report import metrics
 from engram.train import Result, _better, _chunks, batches, key_of, split, split_sizes
 
 
@@ -90,4 +91,4 @@ def test_metrics_are_json_even_with_nan(tmp_path):
     assert json.loads(json.dumps(content, allow_nan=False))["epochs"][0]["loss"] is None
     assert content["final"] == {"loss": None, "accuracy": 0.5} and content["interrupted"] and "stopped" not in content
     pytest.importorskip("matplotlib")
-    assert plot_curve(content, tmp_path / "curve.png") and (tmp_path / "curve.png").read_bytes()[:4] == b"\x89PNG"
+    assert curves(content, tmp_path / "curve.png") and (tmp_path / "curve.png").read_bytes()[:4] == b"\x89PNG"

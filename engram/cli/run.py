@@ -5,8 +5,10 @@ import sys
 from pathlib import Path
 
 from . import INTERRUPTED, OK
-from .errors import colours
+from .errors import UserError, colours
 from .options import pass_options, settings
+
+MOST_READ = 10_000                         # samples whose misreadings --plot shows
 
 
 def run_command(args) -> int:
@@ -48,6 +50,10 @@ def train(program, name: str, overrides: dict, args) -> int:
     from ..train import Trainer, split
     from ..weights import read_weights
 
+    if args.plot:
+        from ..plots import available
+        if not available():
+            raise UserError("--plot draws with matplotlib, which is not installed: pip install matplotlib")
     weights = read_weights(args.weights) if args.weights else None   # before anything slow: a wrong path should show at once
     plan = train_plan(program, name, overrides)
     if plan.warnings:
@@ -82,6 +88,12 @@ def train(program, name: str, overrides: dict, args) -> int:
         files.append(_tell(profiler.take(learning), args, f"train {name}", "step", steps, out))
         measuring = profiler.take()
         print(f"measuring took {measuring.wall * 1e3:.4g} ms in {measuring.calls:,} calls")
+    if args.plot:
+        shown, part = (data.fields, held) if len(held) else (data.fields, learn)
+        part = part[:MOST_READ]
+        readings = trainer.readings(shown, part, seed)
+        samples = next(iter(shown.values()))
+        files += report.write_pictures(out, content, trainer.values(("param",)), readings, samples[part], samples.shape[1:])
     if not args.quiet:
         print(f"wrote {', '.join(f.name for f in files)} to {out}{'' if args.out else ' (--out DIR writes elsewhere)'}")
     sys.stdout.flush()
