@@ -282,7 +282,8 @@ def call_fn(el: Elaborator, fn: FnValue, ca: CallArgs, span: Span) -> object:
 
 
 def _watch_key(insts: list[LayerInstance]) -> tuple:
-    return tuple((i, s.name) for i, s in enumerate(s for inst in insts for s in inst.signals()))
+    """Which signals of which layers below are wanted: where the layer stands, and the signal's name."""
+    return tuple((k, path, *i.watched) for k, inst in enumerate(insts) for path, i in inst.walk() if i.watched)
 
 
 def abstract(el: Elaborator, v: object, leaves: list[Value], insts: list[LayerInstance]) -> object:
