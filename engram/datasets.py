@@ -125,7 +125,7 @@ def _usage(name: str, fn) -> str:
 
 
 def _nn(value) -> str:
-    return f'"{value}"' if isinstance(value, str) else str(value).lower() if isinstance(value, bool) else str(value)
+    return f'"{value}"' if isinstance(value, str) else str(value).lower() if isinstance(value, bool) or value is None else str(value)
 
 
 def _find(path, base) -> Path:
@@ -249,28 +249,32 @@ _STAND_IN = 10_000
 
 
 @loader("mnist")
-def mnist(path: Path, part: str = "all") -> Dataset:
+def mnist(path: Path, part: str = "all", first: int | None = None) -> Dataset:
     """MNIST and files like it, from a folder of IDX files (plain or .gz): x u8[N, 28, 28], y i64[N].
 
     part "all" has the training samples, then the test samples (t10k-*), which are held out unless `holdout` says otherwise;
-    where there are no t10k files, the last 10,000 training samples (a sixth of fewer) stand in. "train" and "test" give one of them.
+    where there are no t10k files, the last 10,000 training samples (a sixth of fewer) stand in. "train" and "test" give one of them;
+    `first` takes the first so many of what the part has.
     """
-    return _idx_folder("mnist", path, part)
+    return _idx_folder("mnist", path, part, first)
 
 
 @loader("fashion_mnist")
-def fashion_mnist(path: Path, part: str = "all") -> Dataset:
+def fashion_mnist(path: Path, part: str = "all", first: int | None = None) -> Dataset:
     """Fashion-MNIST, in MNIST's files and with the same parts: x u8[N, 28, 28], y i64[N]."""
-    return _idx_folder("fashion_mnist", path, part)
+    return _idx_folder("fashion_mnist", path, part, first)
 
 
-def _idx_folder(name: str, path: Path, part: str) -> Dataset:
+def _idx_folder(name: str, path: Path, part: str, first: int | None) -> Dataset:
+    if first is not None and (not isinstance(first, int) or isinstance(first, bool) or first < 1):
+        raise DatasetError(f"{name}: first = {first!r}, expected a positive integer")
     if part not in ("all", "train", "test"):
         raise DatasetError(f"unknown part {part!r} of {name}", 'expected "all", "train" or "test"')
     if not path.is_dir():
         raise DatasetError(f"no such folder: {path}" if not path.exists() else f"{path} is a file, expected a folder of IDX files",
                            f"--set data=DIR names another folder; `engram data {name} --to {path}` downloads the files", absent=True,
-                           shapes=_zeros(name, 70_000 if part == "all" else 60_000 if part == "train" else 10_000, (28, 28), part == "all"))
+                           shapes=_zeros(name, first or (70_000 if part == "all" else 60_000 if part == "train" else 10_000), (28, 28),
+                                         part == "all" and first is None))
     x, y = _idx_pair(path, "train")
     info = {"test": "t10k"}
     if _idx_file(path, "t10k-images-idx3-ubyte"):
@@ -283,7 +287,8 @@ def _idx_folder(name: str, path: Path, part: str) -> Dataset:
         n_test = min(_STAND_IN, len(x) // 6)
         info["test"] = f"the last {n_test:,} training samples stand in for the test set (no t10k files)"
     cut = {"all": slice(None), "train": slice(0, len(x) - n_test), "test": slice(len(x) - n_test, None)}[part]
-    return Dataset(name, {"x": x[cut], "y": y[cut]}, info=info, test=n_test or None if part == "all" else None)
+    whole = part == "all" and first is None
+    return Dataset(name, {"x": x[cut][:first], "y": y[cut][:first]}, info=info if whole else {}, test=n_test or None if whole else None)
 
 
 def _zeros(name: str, n: int, shape: tuple[int, ...], with_test: bool) -> Dataset:

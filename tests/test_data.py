@@ -50,7 +50,7 @@ def test_unknown_name_suggests():
 
 
 def test_wrong_arguments_show_the_usage():
-    with pytest.raises(DatasetError, match='dataset\\("mnist", path, part = "all"\\)'):
+    with pytest.raises(DatasetError, match='dataset\\("mnist", path, part = "all", first = none\\)'):
         dataset("mnist")
     with pytest.raises(DatasetError, match="expected a path, got 3"):
         dataset("mnist", 3)
@@ -62,6 +62,14 @@ def test_mnist(mnist_dir):
     assert d.fields["y"].dtype == np.int64 and d.info["test"] == "t10k"
     test = dataset("mnist", str(mnist_dir), part="test")
     assert np.array_equal(test.fields["x"], d.fields["x"][-12:])
+
+
+def test_the_first_of_mnist(mnist_dir):
+    whole, d = dataset("mnist", mnist_dir), dataset("mnist", mnist_dir, part="train", first=7)
+    assert d.n == 7 and d.test is None and np.array_equal(d.fields["x"], whole.fields["x"][:7])
+    assert dataset("fashion_mnist", mnist_dir).test == 12
+    with pytest.raises(DatasetError, match="first = 0, expected a positive integer"):
+        dataset("mnist", mnist_dir, first=0)
 
 
 def test_mnist_stand_in(mnist_dir):
