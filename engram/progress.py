@@ -4,6 +4,8 @@ from __future__ import annotations
 import sys
 from typing import Any, TextIO
 
+MOST_LAYERS = 6                            # layers whose own accuracy is shown one by one
+
 
 class Listener:
     """Hears what happens in a training run; this one says nothing. `live`: wants to hear of single batches."""
@@ -90,10 +92,18 @@ class Bars(Lines):
 def epoch_line(epoch: int, epochs: int, row: dict[str, Any], rate: float) -> str:
     """`epoch  3/20  loss 0.2143  accuracy 0.9415  0.05 s  28,740 samples/s`"""
     width = len(str(epochs))
-    parts = [f"epoch {epoch:>{width}}/{epochs}"]
-    parts += [f"{k} {v:.4f}" if abs(v) >= 1e-3 or v == 0 else f"{k} {v:.3e}" for k, v in row.items()
-              if isinstance(v, float) and k != "seconds"]
+    parts = [f"epoch {epoch:>{width}}/{epochs}", *numbers({k: v for k, v in row.items() if isinstance(v, float) and k != "seconds"})]
     return "  ".join([*parts, f"{row['seconds']:.2f} s", f"{rate:,.0f} samples/s"])
+
+
+def numbers(row: dict[str, float]) -> list[str]:
+    """`accuracy 0.9415` for each; the accuracies of many layers' own readouts as a range."""
+    layers = [k for k in row if k.endswith(".accuracy")]
+    shown = [k for k in row if len(layers) <= MOST_LAYERS or k not in layers]
+    parts = [f"{k} {row[k]:.4f}" if abs(row[k]) >= 1e-3 or row[k] == 0 else f"{k} {row[k]:.3e}" for k in shown]
+    if len(shown) < len(row):
+        parts.append(f"{len(layers)} layers {min(row[k] for k in layers):.4f} .. {max(row[k] for k in layers):.4f}")
+    return parts
 
 
 def listener_for(out: TextIO | None = None, quiet: bool = False) -> Listener:

@@ -191,7 +191,9 @@ class _Proof:
         env, v = self.dependence.of(layer), self.kept_value(i)
         bad = [x for x in env.get(v, {}) if not self.own(x.label if isinstance(x, Via) else x, layer)]
         if bad:
-            self.refuse(op, f"its state `{self.roles[i][6:]}` is written from outside: it depends on {self.whose(bad[0])[0]}", notes=self.steps(env, v, bad[0]),
+            path = self.roles[i][6:]
+            what = f"its state `{path}` is" if inside(path, layer) else f"its call is handed the state `{path}`, which is"
+            self.refuse(op, f"{what} written from outside: it depends on {self.whose(bad[0])[0]}", notes=self.steps(env, v, bad[0]),
                         hint="a layer's state is its own while a rule teaches it: what the layer itself writes there is local")
         return not bad
 
@@ -249,8 +251,8 @@ class _Proof:
                 continue
             seen.add((f, v, derived))
             role = self.role_of((f, v, 0))
-            if role.startswith("param:"):
-                found.append(role[6:])
+            if role.startswith(("param:", "own:")):
+                found.append(role.partition(":")[2])
             elif role.startswith("state:"):
                 kept = self.kept_value(self.roles.index(role))
                 if kept is not None:

@@ -74,6 +74,8 @@ def test_which_measure_is_better():
 
 def test_lines(capsys):
     row = {"epoch": 3, "loss": 0.25, "accuracy": 1e-5, "seconds": 0.5}
+    many = {"accuracy": 0.9, **{f"body.{k}.accuracy": 0.5 + k / 100 for k in range(32)}, "seconds": 1.0}
+    assert epoch_line(3, 20, many, 10) == "epoch  3/20  accuracy 0.9000  32 layers 0.5000 .. 0.8100  1.00 s  10 samples/s"
     assert epoch_line(3, 20, row, 28740) == "epoch  3/20  loss 0.2500  accuracy 1.000e-05  0.50 s  28,740 samples/s"
     lines = Lines(most=4)
     lines.begin(10, 1)

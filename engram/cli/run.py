@@ -46,6 +46,7 @@ def train(program, name: str, overrides: dict, args) -> int:
     from .. import report
     from ..compiler.diagnostics import render
     from ..progress import listener_for
+    from ..progress import numbers as in_words
     from ..session import train_plan
     from ..train import Trainer, split
     from ..weights import read_weights
@@ -76,7 +77,7 @@ def train(program, name: str, overrides: dict, args) -> int:
     result = trainer.run(data.fields, learn, held, order=getattr(data, "order", "shuffled"), listener=listener)
 
     where = f"on {len(held):,} held-out samples" if len(held) else "on the data it learned from (nothing was held out)"
-    numbers = "  ".join(f"{k} {v:.4f}" for k, v in sorted(result.final.items(), key=lambda kv: kv[0] != "loss"))
+    numbers = "  ".join(in_words(dict(sorted(result.final.items(), key=lambda kv: kv[0] != "loss"))))
     print(f"final  {numbers}  {where}  in {result.seconds:.2f} s" if numbers else f"done in {result.seconds:.2f} s")
     content = report.metrics(name, args.backend, trainer.threads, seed, result,
                              {"learned_from": len(learn), "held_out": len(held)})
