@@ -3,11 +3,15 @@
     python benchmarks/local_mlp_torch.py DIR [--epochs 10] [--threads 2]      # DIR holds MNIST's IDX files
 
 The PyTorch side is written as one would: no autograd, updates in place, the momentum of each parameter in one fused call; data on the
-host, the batch gathered and scaled in each step as Engram does. An epoch is the training alone; measuring is not in it.
+host, the batch gathered and scaled in each step as Engram does. An epoch is the training alone; measuring is not in it. Each side runs in
+a process of its own, one after the other, so that neither's waiting threads disturb the other.
 """
 from __future__ import annotations
 
 import argparse
+import json
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -92,14 +96,21 @@ def main() -> None:
     p.add_argument("--epochs", type=int, default=2)
     p.add_argument("--threads", type=int, default=2)
     p.add_argument("--seed", type=int, default=0)
+    p.add_argument("--only", choices=SIDES, help=argparse.SUPPRESS)
     args = p.parse_args()
+    if args.only:
+        print(json.dumps(SIDES[args.only](args.folder, args.epochs, args.threads, args.seed)))
+        return
     rows = {}
-    for name, run in (("Engram", with_engram), ("PyTorch", with_torch)):
-        seconds, accuracy = run(args.folder, args.epochs, args.threads, args.seed)
+    for name in SIDES:
+        out = subprocess.run([sys.executable, __file__, *sys.argv[1:], "--only", name], check=True, stdout=subprocess.PIPE, text=True).stdout
+        seconds, accuracy = json.loads(out.splitlines()[-1])
         rows[name] = float(np.median(seconds))
         print(f"{name:8} {rows[name]:6.2f} s an epoch   accuracy {accuracy:.4f} after {args.epochs}", flush=True)
     print(f"ratio {rows['PyTorch'] / rows['Engram']:.2f}")
 
+
+SIDES = {"Engram": with_engram, "PyTorch": with_torch}
 
 if __name__ == "__main__":
     main()
