@@ -151,6 +151,8 @@ class _Proof:
             kind, _, name = role.partition(":")
             if kind in BROADCAST:
                 broadcast.append(self.describe(op, v, name or kind) if a.get("nonlocal") else self.given(op, v, kind, name or kind))
+                if kind == "capture" and f"state:{layer}.{name}".replace(":.", ":") in self.roles:
+                    reads.append(name)                           # the layer's own state, such as a batch norm's running statistics
             else:
                 reads.append(name.removeprefix(layer + ".") if kind in ("param", "own") else name)
                 if not a.get("nonlocal"):
@@ -220,7 +222,7 @@ class _Proof:
         role = self.role_of(self.calls.origin(frame, v))
         if role.startswith("state:") and not entry and not self.written_within(op, layer, self.roles.index(role)):
             return False
-        path = None if entry else next((p for p in self.handed(frame, v) if not inside(layer, p.rpartition(".")[0])), None)
+        path = None if entry else next((p for p in self.handed(frame, v) if not inside(layer, p.rpartition(".")[0]) and not inside(p, layer)), None)
         if path is not None:
             self.refuse(op, f"its call is handed `{path}`, a parameter of another layer", notes=here,
                         hint="a layer's input may be any activity that comes before it; further arguments of its call may not be other layers' parameters")

@@ -57,6 +57,31 @@ def test_batch_statistics_are_local_and_listed(tmp_path, capsys):
     assert row.split() == ["model.first.w", "hebbian", "z", "out", "w", "-", "local"]
 
 
+def test_a_batch_norm_inside_the_layer_is_listed(tmp_path, capsys):
+    file = tmp_path / "inner.nn"
+    file.write_text("""import "std/nn.nn"
+layer Block(i, o) {
+  bn = BatchNorm(i, affine = false)
+  param w: f32[i, o] = normal(0, 0.1)
+  fn (x: f32[B, i]) -> f32[B, o] { relu(bn(x) @ w) }
+}
+layer Net() {
+  first  = Block(64, 32)
+  second = Block(32, 10)
+  fn (x: f32[B, 64]) -> f32[B, 10] { second(first(x)) }
+}
+train digits {
+  model = Net()
+  data  = dataset("digits")
+  learn model.first by pred(10, 1e-3) given y
+  measure accuracy(model(x), y)
+}
+""")
+    assert main(["check", "--locality", str(file)]) == 0
+    row = capsys.readouterr().out.splitlines()[1]
+    assert "bn.running_mean bn.running_var" in row and row.endswith("  local")
+
+
 def test_recurrence_is_no_feedback(tmp_path, capsys):
     """A layer's own output may come back to it, and what is before it may come in by any argument; a local loss of a whole block is said to be one."""
     file = tmp_path / "stack.nn"
