@@ -70,10 +70,10 @@ class _Training:
         from ..train import Trainer
         t = Trainer(self.plan, self.where.backend, self.where.threads, self.where.options)
         t.initialise(0)
-        own = t.values(("own",))                             # a rule's own readouts are the benchmark's, too
+        own = t.names(("own",))                              # a rule's own readouts are the benchmark's, too
         mine = {k: v for k, v in weights.items() if k in own}
         if mine:
-            t.set_values({**own, **mine}, "the benchmark's values", ("own",))
+            t.set_values({**t.values(("own",)), **mine}, "the benchmark's values", ("own",))
         t.set_values({k: v for k, v in weights.items() if k not in own}, "the benchmark's parameters")
         return t
 

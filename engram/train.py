@@ -176,9 +176,13 @@ class Trainer:
         self.slots, self._owner = list(handles), program
 
     def _slots_for(self, program) -> list[Any]:
-        """The slots as handles of that program; they cross between programs through the host."""
+        """The slots as handles of that program; they cross between programs through the host, one after the other. On the cpu they
+        are there already."""
         if self._owner is not program:
-            self._own(program, [program.to_device(np.asarray(self._owner.to_host(h))) for h in self.slots])
+            for k, h in enumerate(self.slots):
+                host = np.asarray(self._owner.to_host(h))
+                self.slots[k] = host if self.backend == "cpu" else program.to_device(host)
+            self._owner = program
         return self.slots
 
     # -- values by name
@@ -200,8 +204,13 @@ class Trainer:
         for name, k in names.items():
             t = self.plan.slots[k].type
             expected.append(Expected(name, tuple(t.shape), t.dtype.numpy))
-        for name, a in match(arrays, expected, source=source).items():
-            self.slots[names[name]] = self._owner.to_device(a)
+        found = match(arrays, expected, source=source)
+        for name in list(found):                               # on the cpu where they are: a large model is not held twice more
+            a, k = found.pop(name), names[name]
+            if self.backend == "cpu" and self.slots[k].flags.writeable:
+                self.slots[k][...] = a
+            else:
+                self.slots[k] = self._owner.to_device(a)
 
     # -- measuring
 
