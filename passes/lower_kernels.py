@@ -84,6 +84,9 @@ def _map(group: Group, outputs, host: Host) -> Kernel:
     shape = max((v.type.shape for v, _ in outputs), key=len)
     if any(v.type.numel != product(shape) for v, _ in outputs):
         raise ValueError("the results of a map have different sizes")
+    for op in group.ops:                                       # a finer shape needs no division to find its way around the values inside
+        if len(op.results[0].type.shape) > len(shape) and _refines(op.results[0].type.shape, shape):
+            shape = op.results[0].type.shape
     k, at = _start(shape, group.loc)
     g = _elements(group, k)
     index = Index(shape, at)
@@ -92,6 +95,13 @@ def _map(group: Group, outputs, host: Host) -> Kernel:
         for place in places:
             _store(k, host, x, place, index, _loc(v, group), k.root)
     return k
+
+
+def _refines(fine: tuple[int, ...], coarse: tuple[int, ...]) -> bool:
+    """Whether a row-major walk over `fine` passes every border between dims of `coarse`."""
+    def borders(shape):
+        return set(itertools.accumulate(reversed(shape), lambda x, y: x * y))
+    return product(fine) == product(coarse) and borders(coarse) <= borders(fine)
 
 
 def _loc(v: Value, group: Group) -> Loc | None:

@@ -2,6 +2,9 @@
 layer before; data augmentation."""
 from __future__ import annotations
 
+import json
+from pathlib import Path
+
 import engram as eg
 import numpy as np
 import pytest
@@ -163,3 +166,22 @@ def test_random_flips_are_of_each_sample():
 def test_a_shift_is_smaller_than_the_image():
     with pytest.raises(CompileError, match="a shift is smaller than the image"):
         eg.compile("fn f(x: f32[2, 4, 5], key: key) { random_shift(x, 4, key = key) }").f(np.zeros((2, 4, 5), np.float32))
+
+
+# ---- the examples -----------------------------------------------------------------------------------------------------
+
+def test_cifar_example_learns_from_binary_files(tmp_path, capsys):
+    """Ten kinds of coloured noise in CIFAR-10's format; the test batch is what is held out."""
+    from engram.cli import main
+    rng = np.random.default_rng(0)
+    kinds = rng.uniform(0, 255, (10, 3, 4, 4)).repeat(8, 2).repeat(8, 3)
+    for name, n in [*((f"data_batch_{k}.bin", 40) for k in range(1, 6)), ("test_batch.bin", 60)]:
+        y = rng.integers(0, 10, n)
+        x = np.clip(kinds[y] + rng.normal(0, 30, (n, 3, 32, 32)), 0, 255)
+        np.concatenate([y[:, None], x.reshape(n, -1)], 1).astype(np.uint8).tofile(tmp_path / name)
+    example = Path(__file__).parent.parent / "examples" / "cifar_local.nn"
+    settings = [f"data={tmp_path}", "batch=20", "epochs=2"]
+    assert main(["run", str(example), "--out", str(tmp_path / "out"), *(a for s in settings for a in ("--set", s))]) == 0
+    shown = capsys.readouterr()
+    assert "200 samples to learn from, 60 held out" in shown.out + shown.err
+    assert json.loads((tmp_path / "out" / "metrics.json").read_text())["final"]["accuracy"] > 0.5

@@ -24,7 +24,8 @@ from .target import CpuTarget
 VARIANTS = 4                 # different register tiles that a unit of rows may be cut into
 DEEP = 2048                  # k of a packed block, about: both operands' blocks stay in L2
 GROUP = 2                    # the packed panels take at most the GEMM's scratch memory, L2 over this
-UNROLLED = 200
+UNROLLED = 200               # multiply-adds in the body of the innermost loop; longer ones fall out of the op cache
+PACKED = 6                   # cycles to pack a vector of the lanes side, transposing
 
 
 @dataclass(frozen=True)
@@ -56,7 +57,7 @@ class DirectPlan:
     cut_step: int
     groups: int
     across: int              # threads that share the lanes (the others share the rows)
-    cost: float              # cycles of one thread for everything
+    cost: float              # cycles of all threads together
 
     def cycles(self, target: CpuTarget) -> float:
         return self.cost
@@ -122,17 +123,18 @@ def _arrange(dtype: str, swapped: bool, accumulate: bool, batch, rows, lanes, ks
             if tiles is None:
                 continue
             each = sum(_tile_cycles(len(t.a_rows), nw, depth, w, transposed) for t in tiles)
-            cost = _size(batch) * _size(rows[:len(rows) - inner]) * panels * each
-            if best is None or cost < best:
-                best, chosen = cost, (nw, rows[:len(rows) - inner], tiles)
+            units = _size(rows[:len(rows) - inner])
+            for across in (x for x in range(1, team + 1) if team % x == 0):
+                mine = _size(batch) * -(-panels // across) * (-(-units // (team // across)) * each + depth * nw * PACKED)
+                if best is None or mine * team < best:
+                    best, chosen = mine * team, (nw, rows[:len(rows) - inner], tiles, across)
     if chosen is None:
         return None
-    nw, outer, tiles = chosen
+    nw, outer, tiles, across = chosen
     panels = -(-n.size // (nw * w))
     room = target.l2 // GROUP // SIZE[dtype]
     cut, step = _block(ks, min(DEEP, room // (nw * w)))
     block = step * _size(ks[cut + 1:])
-    across = _across(panels, _size(outer), sum(len(t.a_rows) for t in tiles), nw, team)
     groups = max(1, min(-(-panels // across), room // (block * nw * w)))
     return DirectPlan(dtype, swapped, accumulate, tuple(batch), tuple(outer), tiles, n, tuple(ks), nw, transposed, cut, step, groups, across, best)
 
@@ -176,12 +178,3 @@ def _block(ks: list[Dim], limit: int) -> tuple[int, int]:
             return i, -(-ks[i].size // parts)
         inner *= ks[i].size
     return 0, ks[0].size
-
-
-def _across(panels: int, units: int, unit_rows: int, nw: int, team: int) -> int:
-    """Into how many shares of the lanes the threads go. Per k and panel a thread computes its rows and packs; packing a vector of the
-    panel takes about 4 cycles, a row of the tile half a cycle a vector."""
-    def cost(across: int) -> float:
-        mine, rows = -(-panels // across), -(-units // (team // across)) * unit_rows
-        return mine * nw * (rows / 2 + 4)
-    return min((x for x in range(1, team + 1) if team % x == 0), key=lambda x: (cost(x), x))
