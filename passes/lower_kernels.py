@@ -72,7 +72,7 @@ def _elements(group: Group, k: Kernel) -> Elements:
 
 
 def _store(k: Kernel, host: Host, value: Value, place: Storage, index: Index, loc: Loc | None, scope=None) -> None:
-    """Write one element; the place is contiguous, so that any shape with as many elements will do."""
+    """Write one element; the place has the index's shape, or is contiguous, so that any shape with as many elements will do."""
     strides = reshape_strides(place, index.shape)
     if strides is None:
         raise ValueError(f"results are stored contiguously, got strides {place.strides} for {place.shape}")
@@ -128,13 +128,18 @@ def _rows(group: Group, outputs, host: Host) -> Kernel:
             for place in places:
                 _store(k, host, x, place, wrapped, _loc(v, group), k.root)
     if full:
+        # a value that is written between others has the shape of its place: the rows, and how a row lies there
+        lies = next((p.shape for _, places in full for p in places if reshape_strides(p, domain) is None), domain)
+        if lies[:n] != head:
+            raise ValueError(f"rows of {domain} are written to {lies}")
+
         def body(ivs, scope):
-            index = Index(domain, at + tuple(ivs))
+            index = Index(lies, at + tuple(ivs))
             values = [g.at(v, index) for v, _ in full]
             for (v, places), x in zip(full, values):
                 for place in places:
                     _store(k, host, x, place, index, _loc(v, group), scope)
-        _independent(k, cols, body, group.loc)
+        _independent(k, lies[n:], body, group.loc)
     return k
 
 

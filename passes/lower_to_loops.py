@@ -26,6 +26,7 @@ from .lower_elemental import BufferLeaf, Leaf, NumberLeaf, ScalarLeaf, can_pull
 from .lower_inplace import in_place, retarget
 from .lower_kernels import Group, build
 from .lower_products import product_kernel, root_product
+from .lower_windows import unfolded
 from .util import callees_first
 
 
@@ -88,6 +89,7 @@ class Body:
         self.wanted: dict[Value, list[int]] = {}       # value -> results it should be written to directly
         self.users: dict[Value, list[Op]] = {}         # value -> ops of this block that use it, an op once per use
         self.concats: dict[Op, Storage] = {}           # memory of concatenations that are not lowered yet, made for their parts
+        self.folds: dict[Op, Storage] = {}             # memory of windows put side by side that is written before they are lowered
         self.analyse()
 
     def analyse(self) -> None:
@@ -126,7 +128,9 @@ class Body:
             self.placed[r] = True
         for pos, op in enumerate(self.block.ops[:-1]):
             special = CONTROL.get(op.name) or ROOTS.get(op.name) or ATTENTION.get(op.name)
-            if op.name == "tensor.constant":
+            if op in self.folds:
+                self.env[op.result] = self.folds[op]
+            elif op.name == "tensor.constant":
                 self.env[op.result] = self.constant(op)
             elif op.name in MOVES and (place := moved(op, self.env[op.operands[0]])) is not None:
                 self.env[op.result] = place
@@ -302,13 +306,14 @@ class Body:
         for y in inner:
             same = [res for res, z in zip(op.results, region.terminator.operands) if z is y]
             self.wanted[y] = [w for s in same for w in self.wanted.get(s, [])]
-        self.group(region.ops[:-1], outputs, pos, lambda v: self.leaf(outer[v]), op.loc, op, outer)
+        spots = {y: spot for y, r in inner.items() if op.attrs.get("rows") and (spot := unfolded(self, r, pos, op.loc)) is not None}
+        self.group(region.ops[:-1], outputs, pos, lambda v: self.leaf(outer[v]), op.loc, op, outer, spots)
         for r, y in zip(op.results, region.terminator.operands):
             self.env[r] = self.env[outer.get(y, y)]
 
     def group(self, ops: list[Op], outputs: list[Value], pos: int, leaf: Callable[[Value], Leaf], loc: Loc | None, fused: Op | None = None,
-              outer: dict[Value, Value] | None = None) -> None:
-        """Lower a group (`outer`: what its region's arguments stand for); donated memory is written in place when the finished kernels turn out to allow it."""
+              outer: dict[Value, Value] | None = None, spots: dict[Value, Storage] | None = None) -> None:
+        """Lower a group (`outer`: what its region's arguments stand for; `spots`: where to write values, if not to memory of their own); donated memory is written in place when the finished kernels turn out to allow it."""
         places: dict[Value, list[Storage]] = {}
         risky: list[tuple[Value, int, Storage]] = []
         for v in outputs:
@@ -323,7 +328,7 @@ class Body:
                 self.placed[r] = True
                 out.append(place)
             if not out:
-                out.append(self.temporary(v.type, loc))
+                out.append(spots[v] if spots and v in spots else self.temporary(v.type, loc))
         a = fused.attrs if fused is not None else {}
         g = Group(ops, [(v, places[v]) for v in outputs], leaf, loc, tuple(a["domain"]) if "domain" in a else None, a.get("rows"), a.get("split", 0))
         dot = root_product(ops)

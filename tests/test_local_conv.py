@@ -8,9 +8,14 @@ from pathlib import Path
 import engram as eg
 import numpy as np
 import pytest
+from engram.codegen.cpu.program import CpuProgram
 from engram.codegen.opencl import device as devices
 from engram.compiler import driver
 from engram.compiler.diagnostics import CompileError
+from engram.compiler.ir.parser import parse_module
+from engram.interp.interpreter import Interpreter
+from engram.passes.lower_to_loops import LowerToLoops
+from engram.passes.plan_buffers import PlanBuffers
 from test_rule_library import plan
 
 pytest.importorskip("llvmlite")
@@ -102,6 +107,49 @@ def test_no_input_gradient_is_computed():
                    and any(len(set(v.type.element_strides)) < v.type.rank for v in op.operands)]
     assert [sorted(op.operands[0].type.shape) for op in overlapping] == [[3, 4, 8, 8], [4, 4, 4, 4], [3, 5, 5], [3, 3, 3, 4]]
     assert not any(op.name == "tensor.reverse" for op in driver.lower(p.module, "tensor").walk())
+
+
+POOL = """module attributes {stage = "tensor"} {
+  func @f(%u: f32[2,4,SIZE,SIZE], %d: f32[2,4,4,4]) -> (f32[2,4,SIZE,SIZE]) {
+    %0 = tensor.windows(%u) {size = [2, 2], stride = [2, 2], dilation = [1, 1]} : f32[2,4,4,4,2,2]
+    %1 = tensor.fused(%0, %d) {kind = "rows", domain = [2, 4, 4, 4, 4], rows = 4} ({
+    ^(%2: f32[2,4,4,4,2,2], %3: f32[2,4,4,4]):
+      %4 = tensor.reshape(%2) {shape = [2, 4, 4, 4, 4]} : f32[2,4,4,4,4]
+      %5 = tensor.argmax(%4) {dim = 4} : i64[2,4,4,4]
+      %6 = tensor.iota() {shape = [2, 4, 4, 4, 4], dim = 4, dtype = i64} : i64[2,4,4,4,4]
+      %7 = tensor.broadcast(%5) {shape = [2, 4, 4, 4, 4], dims = [0, 1, 2, 3]} : i64[2,4,4,4,4]
+      %8 = tensor.compare(%6, %7) {predicate = "eq"} : bool[2,4,4,4,4]
+      %9 = tensor.broadcast(%3) {shape = [2, 4, 4, 4, 4], dims = [0, 1, 2, 3]} : f32[2,4,4,4,4]
+      %10 = tensor.constant() {value = 0.0, type = f32[2,4,4,4,4]} : f32[2,4,4,4,4]
+      %11 = tensor.select(%8, %9, %10) : f32[2,4,4,4,4]
+      scf.yield(%11)
+    }) : f32[2,4,4,4,4]
+    %12 = tensor.fused(%1) {kind = "elementwise"} ({
+    ^(%13: f32[2,4,4,4,4]):
+      %14 = tensor.reshape(%13) {shape = [2, 4, 4, 4, 2, 2]} : f32[2,4,4,4,2,2]
+      %15 = tensor.fold_windows(%14) {size = [2, 2], stride = [2, 2], dilation = [1, 1], shape = [SIZE, SIZE]} : f32[2,4,SIZE,SIZE]
+      scf.yield(%15)
+    }) : f32[2,4,SIZE,SIZE]
+    func.return(%12)
+  }
+}
+"""
+
+
+@pytest.mark.parametrize(("size", "kernels"), [(8, 1), (9, 2)], ids=["covered", "a rest"])
+def test_a_pools_gradient_is_written_where_it_belongs(size, kernels):
+    """One kernel where the windows cover everything, else one for the windows' values and one for their places. The first of equal
+    values gets all of it."""
+    module = PlanBuffers().apply(LowerToLoops().apply(parse_module(POOL.replace("SIZE", str(size)))))
+    assert sum(op.name == "loop.parallel" for op in module.walk()) == kernels
+    u = RNG.integers(0, 4, (2, 4, size, size)).astype(np.float32)
+    d = RNG.standard_normal((2, 4, 4, 4)).astype(np.float32)
+    want = np.zeros_like(u)
+    for b, c, i, j in np.ndindex(d.shape):
+        y, x = np.unravel_index(u[b, c, 2 * i:2 * i + 2, 2 * j:2 * j + 2].argmax(), (2, 2))
+        want[b, c, 2 * i + y, 2 * j + x] = d[b, c, i, j]
+    for program in (Interpreter(module), CpuProgram(module, 2)):
+        assert np.array_equal(program.call("f", [u, d])[0], want)
 
 
 # ---- augmentation -----------------------------------------------------------------------------------------------------
