@@ -60,8 +60,10 @@ def lowering() -> list:
     from ..passes.hoist_layouts import HoistLayouts
     from ..passes.lower_to_loops import LowerToLoops
     from ..passes.plan_buffers import PlanBuffers
+    from ..passes.schedule import Schedule
     return [
         Fuse(),
+        Schedule(),              # after fusing: groups are what runs, and their results what takes memory
         _Stage(LowerToLoops(), LOOP),
         _Stage(HoistLayouts(), LOOP),
         PlanBuffers(),           # last: it fixes addresses
@@ -72,7 +74,7 @@ PIPELINES = {
     "nn": lambda: [],
     "definition": learning,                                       # what the interpreter runs: learning derived, nothing optimised
     "tensor": lambda: learning() + optimising(),
-    "fused": lambda: learning() + optimising() + lowering()[:1],
+    "fused": lambda: learning() + optimising() + lowering()[:2],
     "loop": lambda: learning() + optimising() + lowering(),
 }
 

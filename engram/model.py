@@ -12,7 +12,18 @@ from typing import Any
 import numpy as np
 
 from . import checkpoint
-from .api import OMITTED, _hashable, _tensor_type, _type_of, bind, check_rank, checked_backend, entry_arguments
+from .api import (
+    OMITTED,
+    _hashable,
+    _tensor_type,
+    _type_of,
+    bind,
+    check_rank,
+    checked_backend,
+    entry_arguments,
+    plain_key,
+    same,
+)
 from .arguments import KINDS, ArgumentError, to_array
 from .optim import Rule, Verbatim, literal, optimizer
 from .session import load_program, load_with_text
@@ -97,6 +108,7 @@ class Model:
         self._instance = instantiate(self._program, layer, args, kwargs)
         self._slots = [(p, s) for p, s in self._instance.cells if s.kind in ("param", "state")]
         self._forwards: dict[tuple, tuple[Any, Any]] = {}
+        self._plain: dict[tuple, tuple[Any, Any, list]] = {}     # the same by plain_key, where nothing has to be converted or written back
         self._plan: _Compiled | None = None
         self._trainer = None
         self._trainer_key: tuple | None = None
@@ -163,6 +175,12 @@ class Model:
 
     def __call__(self, *args, **kwargs):
         """The layer's own `fn`, with `training` false. State that the call writes is kept."""
+        plain = None if kwargs or self._backend == "opencl" else plain_key(args)
+        if plain is not None and plain in self._plain:
+            program, e, places = self._plain[plain]
+            values = self._values
+            results = program.call(e.entry, [args[k] if given else values[k] for given, k in places])
+            return e.pack([np.asarray(program.to_host(r)) for r in results])
         forward = self._instance.forward
         if forward is None:
             raise TypeError(f"layer {self._layer} has no unnamed fn, so it cannot be called")
@@ -180,6 +198,8 @@ class Model:
             mark_call(e, self._quantize)
             self._forwards[key] = (driver.build(e.module, self._backend, threads=self._threads, inference=True), e)
         program, e = self._forwards[key]
+        if plain is not None and same(args, arrays):
+            self._remember(plain, program, e)
         results = program.call(e.entry, entry_arguments(e, arrays, self._for_call(program, e), self._key))
         out = []
         for info, r in zip(e.results, results):
@@ -189,6 +209,13 @@ class Model:
                 # a cache comes back where it was: nothing to copy
                 self._write_path(info.name, info.kind, r if info.kind == "cache" and self._backend == "cpu" else np.array(program.to_host(r)))
         return e.pack(out)
+
+    def _remember(self, plain: tuple, program, e) -> None:
+        """Calls of this kind need no more than the caller's arrays and the slots, in this order, and write nothing back."""
+        if any(a.kind not in ("arg", "param", "state") for a in e.args) or any(r.kind != "result" for r in e.results):
+            return
+        slots, given = {p: k for k, (p, _) in enumerate(self._slots)}, iter(range(len(plain)))
+        self._plain[plain] = (program, e, [(True, next(given)) if a.kind == "arg" else (False, slots[a.name]) for a in e.args])
 
     def _key(self) -> np.ndarray:
         """A fresh key for layers that draw when they are called."""
