@@ -104,8 +104,9 @@ def _dtype(name: str) -> np.dtype | None:
 
 
 def match(arrays: Mapping[str, np.ndarray], expected: Iterable[Expected], ignore: Iterable[str] = (), source: str = "the checkpoint",
-          optional: Iterable[str] = ()) -> dict[str, np.ndarray]:
-    """path -> array in the model's dtype and layout, or one CheckpointError that lists every mismatch.
+          optional: Iterable[str] = (), fresh: bool = True) -> dict[str, np.ndarray]:
+    """path -> array in the model's dtype and layout, or one CheckpointError that lists every mismatch. The arrays are new ones; without
+    `fresh`, what needs no conversion is the array given.
 
     An array is found under the model's own path or one of its foreign keys. Keys that nothing wants are errors, but for `ignore`;
     a path of `optional` may be missing. Float arrays convert between float types; integers must fit.
@@ -128,7 +129,7 @@ def match(arrays: Mapping[str, np.ndarray], expected: Iterable[Expected], ignore
             problems.append(f"{key}: expected shape {list(e.shape)}, got {list(a.shape)}{how}")
             continue
         try:
-            out[e.path] = convert(a, e.dtype)
+            out[e.path] = convert(a, e.dtype) if fresh or a.dtype != e.dtype else a
         except ValueError as err:
             problems.append(f"{key}: {err}")
     ignored = set(ignore)

@@ -204,7 +204,7 @@ class Trainer:
         for name, k in names.items():
             t = self.plan.slots[k].type
             expected.append(Expected(name, tuple(t.shape), t.dtype.numpy))
-        found = match(arrays, expected, source=source)
+        found = match(arrays, expected, source=source, fresh=self.backend == "interp")
         for name in list(found):                               # on the cpu where they are: a large model is not held twice more
             a, k = found.pop(name), names[name]
             if self.backend == "cpu" and self.slots[k].flags.writeable:
