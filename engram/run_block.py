@@ -138,7 +138,8 @@ class RunBlock:
         elif isinstance(s, A.ExprStmt):
             before = self._effects
             value = self.evaluate(s.value, env)
-            if not last and value is not UNIT and self._effects == before:
+            loop = isinstance(s.value, A.While | A.Scan) and self._is_host(s.value, env)      # what its body does counts, entered or not
+            if not last and value is not UNIT and self._effects == before and not loop:
                 raise error(s.span, "this value is not used", hint="`print(..)` shows it, `let` binds it")
             return value
         elif isinstance(s, A.Assign):

@@ -134,6 +134,11 @@ def test_weights_are_those_of_python():
     assert np.array_equal(env["w"], m.parameters["l.w"]) and not np.array_equal(env["w"], env["v"])
 
 
+def test_a_loop_that_is_not_entered_is_still_used():
+    assert block("while i < 0 with i = 0 { print(i); i + 1 }\nprint(2)")[0] == "2\n"
+    fails("while i < 3 with i = 0 { i + 1 }\nprint(2)", "this value is not used")
+
+
 def test_keys_are_fresh_and_follow_the_seed():
     body = "let a = uniform(0, 1, size = [3])\nlet b = while i < 2 with i = 0, u = a { print(i); (i + 1, uniform(0, 1, size = [3])) }"
     one, same, other = (block(body, seed=s)[1] for s in (0, 0, 1))
