@@ -86,9 +86,10 @@ class Step(_Training):
         self.begin(models.parameter_values(w.model, w.size))
 
     def begin(self, weights: dict[str, np.ndarray]) -> None:
+        from ..frontend import reachable
         from ..train import key_of
         t, phase = self.trainer(weights), self.plan.phases[0]
-        self.program, self.entry = t.program(phase.module), phase.entry
+        self.program, self.entry = t.program(reachable(phase.module, [phase.entry])), phase.entry       # without `init`, as training builds it
         self.slots, self.count, self.key = t._slots_for(self.program), 0, key_of(0, 3, 0)
         self.names = {k: i for k, i in t.names(("param", "own")).items() if k in weights}
         self.inputs = [self.program.to_device(v) for v in self.fields.values()]
