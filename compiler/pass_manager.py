@@ -76,9 +76,11 @@ def run(module: Module, passes: Iterable[Pass], options: Options | None = None) 
 
 
 def _run(module: Module, passes: Iterable[Pass], o: Options) -> Module:
-    timing = Timing()
+    timing, done = Timing(), []
+    given = clone_module(module)
+    watched = bool(o.print_after or o.print_diff or o.check)
     for p in passes:
-        before = clone_module(module)        # a failing pass leaves a half-changed module: this is what its reproducer shows
+        before = clone_module(module) if watched else None
         start = time.perf_counter()
         try:
             module = p.apply(module)
@@ -90,7 +92,9 @@ def _run(module: Module, passes: Iterable[Pass], o: Options) -> Module:
         except CompileError:
             raise
         except Exception as e:
-            raise PassFailure(p.name, _reproducer(p.name, print_module(before), e), e) from e
+            # a failing pass leaves a half-changed module: its reproducer shows what it was given
+            raise PassFailure(p.name, _reproducer(p.name, print_module(before or _again(given, done)), e), e) from e
+        done.append(p)
         if o.print_after & {p.name, "all"}:
             if o.print_diff:
                 print(_diff(before, module, p.name), file=o.out)
@@ -104,6 +108,15 @@ def _run(module: Module, passes: Iterable[Pass], o: Options) -> Module:
             break
     if o.time_passes:
         print(timing.text(), file=o.out)
+    return module
+
+
+def _again(module: Module, passes: list[Pass]) -> Module:
+    """The module after passes that have run on it before."""
+    for p in passes:
+        module = p.apply(module)
+        if getattr(p, "stage_after", None):
+            module.attrs["stage"] = p.stage_after
     return module
 
 

@@ -12,13 +12,14 @@ import hashlib
 import itertools
 import os
 import threading
+from collections import OrderedDict
 from concurrent.futures import Future, ThreadPoolExecutor
 
 from ...compiler.cache_dir import read_cached, write_cached
 from .target import CpuTarget, host_target
 
 # Bumped when the pass pipeline below changes: part of every object's cache key.
-PIPELINE = "2"
+PIPELINE = "3"
 
 # ---------------------------------------------------------------- compilation
 
@@ -26,22 +27,22 @@ _local = threading.local()
 _making = threading.Lock()               # registering LLVM's targets is not for two threads at once
 
 
-def _target_machine(target: CpuTarget):
+def _target_machine(target: CpuTarget, quick: bool = False):
     """One per thread: LLVM's are not to be shared."""
     known = _local.__dict__.setdefault("machines", {})
-    if target not in known:
-        known[target] = _new_target_machine(target)
-    return known[target]
+    if (target, quick) not in known:
+        known[target, quick] = _new_target_machine(target, quick)
+    return known[target, quick]
 
 
-def _new_target_machine(target: CpuTarget):
+def _new_target_machine(target: CpuTarget, quick: bool):
     import llvmlite.binding as llvm
     with _making:
-        llvm.initialize_all_targets()
-        llvm.initialize_all_asmprinters()
+        llvm.initialize_native_target()
+        llvm.initialize_native_asmprinter()
     # Position-independent code: JIT memory can be further than 2 GB from libm.
     return llvm.Target.from_triple(target.triple).create_target_machine(
-        cpu=target.cpu, features=target.features, opt=2, reloc="pic", codemodel="small", jit=True)
+        cpu=target.cpu, features=target.features, opt=0 if quick else 2, reloc="pic", codemodel="small", jit=True)
 
 
 @functools.cache
@@ -53,24 +54,31 @@ def _unlocked(name: str):
     return free
 
 
-def optimise_and_emit(text: str, target: CpuTarget, *, assembly: bool = False, optimise: bool = True):
-    """LLVM text -> object bytes (or assembly text). Vector code comes in ready made, so LLVM's vectorisers and
-    unrollers stay off: they would only cost time."""
+def optimise_and_emit(text: str, target: CpuTarget, quick: bool = False, *, assembly: bool = False):
+    """LLVM text -> object bytes (or assembly text). `quick`: long code that runs once in a while, so that making it well takes
+    longer than it will ever run: straight to machine code, 15 times as fast.
+
+    Vector code comes in ready made and loops in the shape they are to have, so little is left to do for LLVM's optimiser: inlining
+    what says so, slots to registers, constants and addresses, empty blocks. Its level 1 takes seven times as long (40 % of all
+    compile time) and gains nothing measurable; common subexpressions and invariants of loops are the code generator's work."""
     import llvmlite.binding as llvm
     from llvmlite.binding import ffi
-    tm, context = _target_machine(target), llvm.create_context()
+    tm, context = _target_machine(target, quick), llvm.create_context()
     with ffi.OutputString() as problem:
         made = _unlocked("LLVMPY_ParseAssembly")(context, text.encode(), problem)
         if not made:
             raise RuntimeError(f"LLVM cannot parse what was generated: {problem}")
     with llvm.ModuleRef(made, context) as module:
         module.triple = target.triple
-        if optimise:
-            options = llvm.create_pipeline_tuning_options(speed_level=1)
-            options.loop_vectorization = options.slp_vectorization = False
-            options.loop_unrolling = options.loop_interleaving = False
-            builder = llvm.create_pass_builder(tm, options)
-            _unlocked("LLVMPY_RunNewModulePassManager")(builder.getModulePassManager(), module, builder)
+        if not quick:
+            passes = llvm.create_new_module_pass_manager()
+            passes.add_always_inliner_pass()
+            passes.add_global_dead_code_eliminate_pass()
+            passes.add_sroa_pass()
+            passes.add_instruction_combine_pass()
+            passes.add_simplify_cfg_pass()
+            builder = llvm.create_pass_builder(tm, llvm.create_pipeline_tuning_options(speed_level=1))
+            _unlocked("LLVMPY_RunNewModulePassManager")(passes, module, builder)
         if assembly:
             return tm.emit_assembly(module)
         with ffi.OutputString() as problem:
@@ -89,18 +97,18 @@ def _target_key(target: CpuTarget) -> bytes:
     return "|".join((llvmlite.__version__, PIPELINE, target.triple, target.cpu, target.features)).encode()
 
 
-def object_key(text: str, target: CpuTarget) -> str:
+def object_key(text: str, target: CpuTarget, quick: bool = False) -> str:
     """The name under which the object made from `text` is cached."""
-    return hashlib.sha256(_target_key(target) + b"\0" + text.encode()).hexdigest()
+    return hashlib.sha256(_target_key(target) + b"\0\1"[quick:][:1] + text.encode()).hexdigest()
 
 
-def compile_text(text: str, target: CpuTarget | None = None) -> bytes:
+def compile_text(text: str, target: CpuTarget | None = None, quick: bool = False) -> bytes:
     """Object bytes for `text`, from the disk cache where possible."""
     target = target or host_target()
-    name = object_key(text, target)
+    name = object_key(text, target, quick)
     blob = read_cached("obj", name)
     if blob is None:
-        blob = optimise_and_emit(text, target)
+        blob = optimise_and_emit(text, target, quick)
         write_cached("obj", name, blob)
     return blob
 
@@ -109,21 +117,38 @@ def compile_text(text: str, target: CpuTarget | None = None) -> bytes:
 
 _pool: ThreadPoolExecutor | None = None
 _pool_lock = threading.Lock()
+_recent: OrderedDict[str, Future[bytes]] = OrderedDict()     # what is being compiled, and the last that was
+RECENT = 64
 
 
-def submit(text: str, target: CpuTarget) -> Future[bytes]:
-    """`compile_text` on one of the compile threads: as many as there are processors."""
+def submit(text: str, target: CpuTarget, quick: bool = False) -> Future[bytes]:
+    """`compile_text` on one of the compile threads: as many as there are processors. Equal texts are compiled once."""
     global _pool
+    key = object_key(text, target, quick)
     with _pool_lock:
+        if key in _recent:
+            _recent.move_to_end(key)
+            return _recent[key]
         if _pool is None:
-            _pool = ThreadPoolExecutor(os.cpu_count() or 1, "engram-compile")
-        return _pool.submit(compile_text, text, target)
+            _pool = ThreadPoolExecutor(_processors(), "engram-compile")
+        future = _recent[key] = _pool.submit(compile_text, text, target, quick)
+        if len(_recent) > RECENT:
+            _recent.popitem(last=False)
+        return future
+
+
+def _processors() -> int:
+    try:
+        return len(os.sched_getaffinity(0))
+    except AttributeError:
+        return os.cpu_count() or 1
 
 
 def _after_fork() -> None:
     """A child process has none of its parent's threads."""
     global _pool, _pool_lock, _making
     _pool, _pool_lock, _making = None, threading.Lock(), threading.Lock()
+    _recent.clear()
 
 
 if hasattr(os, "register_at_fork"):
@@ -172,4 +197,4 @@ def load(text: str, exports: list[str], imports: dict[str, int] | None = None,
          target: CpuTarget | None = None) -> Library:
     """Compile (or fetch) `text` and load it."""
     target = target or host_target()
-    return Library([compile_text(text, target)], exports, imports, target)
+    return Library([submit(text, target).result()], exports, imports, target)

@@ -136,11 +136,11 @@ def plan(op: Op, target: CpuTarget, small: int = SMALL) -> GemmPlan | None:
     tables = tuple(_offsets(g, x) for g, x in ((m_dims, "a"), (ks, "a"), (ks, "b"), (n_dims, "b")))
     if any(t is None for t in tables):
         return None
-    return GemmPlan(_kind(dtype, sides, swapped), m, n, k, batch, swapped, tables)
+    return GemmPlan(_kind(dtype, sides, swapped, True), m, n, k, batch, swapped, tables)
 
 
-def _kind(dtype: str, sides: list[str], swapped: bool) -> str:
-    return kind_of(dtype, *(reversed(sides) if swapped else sides))
+def _kind(dtype: str, sides: list[str], swapped: bool, tables: bool = False) -> str:
+    return kind_of(dtype, *(reversed(sides) if swapped else sides), tables)
 
 
 def _even(dims: list[Dim]) -> tuple[list[Dim], list[Dim]]:

@@ -30,6 +30,7 @@ from .sync import WHOLE, Access, Place, Places, Summary, Sync, as_single, touche
 from .target import CpuTarget
 from .values import Buf, Val, num
 
+QUICK_CHARS = 20_000         # a host level without loops that is longer than this is compiled the quick way
 POLL_TURNS = 256             # turns of a host-level loop between looks for Ctrl-C; shorter loops do not look (a power of 2)
 PART_CHARS = 30_000          # of LLVM text in one module: some 40 ms of compiling, side by side with the others
 KERNEL_TYPES = ["ptr", "i64", "i64"]            # the run-time and a range of units, before what the kernel takes
@@ -44,16 +45,17 @@ class Emitter:
     """One module of the loop stage to LLVM modules. After `run`: errors, constants, and per function what it takes.
 
     A function is `void @f(ptr runtime, i64 tid, i64 threads, ptr args)`: args points to the addresses of its frame in the arena,
-    its arguments and its results. `ready` gets each module's text as soon as it is complete: they can be compiled side by side.
+    its arguments and its results. `ready(text, quick)` gets each module as soon as it is complete: they can be compiled side by
+    side, and `quick` says that the code runs too rarely to be worth much time.
     """
 
     def __init__(self, module: Module, target: CpuTarget, team: int, profile: bool = False,
-                 ready: Callable[[str], object] = str):
+                 ready: Callable[[str, bool], object] = lambda text, quick: None):
         self.module, self.target, self.team = module, target, team
         self.profile = profile
         self.steps: list[work.Kernel] = []               # with profile: what each counter of `engram_profile` counts
         self.ready = ready
-        self.text, self.part = Text(target), Text(target)          # the module of host levels, and of kernels, being filled
+        self.text, self.part = Text(target), Text(target)          # of the host level being written; of kernels
         self.written: set[str] = set()                   # functions that have a module of their own
         self.errors = Errors()
         self.kernels: dict[str, str] = {}                # text -> name
@@ -67,22 +69,29 @@ class Emitter:
     def run(self, entries: list[str]) -> None:
         """Emit these functions and all they call."""
         self.entries = {name: symbol_of(name) for name in entries}
+        host = Text(self.target)
         for name in self._callees_first(entries):
+            func = self.module.funcs[name]
             steps = len(self.steps)
-            self.summaries[name] = _Host(self, self.module.funcs[name]).emit()
+            self.text = Text(self.target)
+            self.summaries[name] = _Host(self, func).emit()
             if self.summaries[name].single:              # no kernel is large enough to be shared: once more for one thread
                 self.text.functions.pop()
                 del self.steps[steps:]
-                _Host(self, self.module.funcs[name], solo=True).emit()
-            self.text = self._full(self.text, PART_CHARS)
+                _Host(self, func, solo=True).emit()
+            if self.text.size > QUICK_CHARS and not any(op.name in ("loop.for", "loop.while") for op in func.body.ops):
+                self.ready(self.text.text(), True)
+            else:
+                host.take(self.text)
+                host = self._full(host, PART_CHARS)
         self._full(self.part, 0)
-        self._full(self.text, 0)
+        self._full(host, 0)
 
     def _full(self, text: Text, limit: int) -> Text:
         """Hands a module over once it holds more than `limit`; the one to go on with."""
         if text.size <= limit:
             return text
-        self.ready(text.text())
+        self.ready(text.text(), False)
         return Text(self.target)
 
     def _callees_first(self, entries: list[str]) -> list[str]:
@@ -137,7 +146,7 @@ class Emitter:
         """A module of its own for a function that is written for one shape, unless it is there already."""
         if name not in self.written:
             self.written.add(name)
-            self.ready(make().text())
+            self.ready(make().text(), False)
 
     def constant(self, value: np.ndarray) -> str:
         value = np.ascontiguousarray(value)
@@ -453,11 +462,11 @@ class _Host(Body):
         f.branch(cond, *labels)
         for region, label in zip(op.regions, labels):
             f.label(label)
-            self.sync.pending = set(before)
+            self.sync = Sync(before)
             ends.append(([x.text for x in self.block(region)], f.block))
             after |= self.sync.pending
             f.jump(done)
-        self.sync.pending = after
+        self.sync = Sync(after)
         f.label(done)
         for i, r in enumerate(op.results):
             t = self.l.one.type(r.type.dtype)
@@ -483,7 +492,7 @@ class _Host(Body):
         self.leave_turn()
         f.jump(head)
         f.label(done)
-        self.sync.pending = after_cond
+        self.sync = Sync(after_cond)
 
 
 __all__ = ["Emitter", "Place", "constant", "n_inputs"]

@@ -25,7 +25,7 @@ from __future__ import annotations
 import functools
 import threading
 
-from .compile import Library, compile_many
+from .compile import Library, compile_many, submit
 from .gemm_base import ARG_INDEX, ARGS, CHUNK, Tiling, panel_at, panel_stride, scratch_bytes, symbol, tiling
 from .gemm_pack import Pack
 from .gemm_tile import Tiles
@@ -317,7 +317,7 @@ class _Gen(Pack, Tiles):
             f.label(labels["tables"])
             at = [f.op(f"inttoptr i64 {raw[x]} to ptr") for x in ("a_rs", "a_cs", "b_rs", "b_cs")]
             c_here = f.gep(e, pc, f.iadd(f.imul(m0, raw["c_rs"]), n0))
-            if not self.pairs:
+            if self.with_tables:
                 f.do(f"call void @single_tables(ptr %scratch, i64 {f.isub(m1, m0)}, i64 {f.isub(n1, n0)}, i64 {raw['k']}, ptr {pa}, "
                      f"ptr {f.gep('i32', at[0], m0)}, ptr {at[1]}, ptr {pb}, ptr {at[2]}, ptr {f.gep('i32', at[3], n0)}, "
                      f"ptr {c_here}, i64 {raw['c_rs']}, i1 {overwrite}, ptr {epi}, ptr {env}, i64 {i0}, i64 {i1}, i64 {m0}, i64 {n0}, "
@@ -389,7 +389,7 @@ class _Gen(Pack, Tiles):
         return best, f.udiv(team, best)
 
     def texts(self) -> list[str]:
-        """Two modules: the register tiles, and everything else."""
+        """The modules, to be compiled side by side."""
         for h in self.t.heights:
             for nw in sorted({1, self.t.nw}):
                 self.micro(h, nw)
@@ -403,15 +403,16 @@ class _Gen(Pack, Tiles):
                 self.pack_pairs(side, parts)
             else:
                 self.pack(side, parts)
+            if self.with_tables:
                 self.pack_tables(side, parts)
         self.single()
-        if not self.pairs:
+        if self.with_tables:
             self.single(tables=True)
         self.stream(1)
         self.stream(2)
         self.dots()
         self.entry()
-        return [self.tiles.text(), self.m.text()]
+        return self.tiles.parts(60_000) + self.m.parts(60_000)
 
 
 @functools.cache
@@ -424,8 +425,15 @@ _loaded: dict[tuple[CpuTarget, str], Library] = {}
 _loading = threading.Lock()
 
 
+def compile_gemm(kind: str, target: CpuTarget | None = None) -> None:
+    """Start compiling the GEMM of a kind (gemm_base.kind_of) beside whatever comes next."""
+    target = target or host_target()
+    for text in gemm_texts(target, kind) if (target, kind) not in _loaded else ():
+        submit(text, target)
+
+
 def gemm_address(kind: str, target: CpuTarget | None = None) -> int:
-    """The compiled GEMM of a kind (gemm_base.kind_of); loaded once per process."""
+    """The compiled GEMM of a kind; loaded once per process."""
     target = target or host_target()
     with _loading:
         if (target, kind) not in _loaded:

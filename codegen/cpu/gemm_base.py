@@ -25,16 +25,17 @@ MEMORY_SIZE = {**SIZE, "bf16": 2, "f16": 2, "i16": 2, "i8": 1, "u16": 2, "u8": 1
 
 
 PAIRS = ":pairs"   # of a kind whose packed panels hold pairs of neighbouring k's, for instructions that multiply pairs
+WITH_TABLES = "/tables"                # of a kind that can also take offsets from tables: more code, which few programs need
 
 
-def kind_of(acc: str, lhs: str, rhs: str) -> str:
-    """The name of the GEMM that adds up products of lhs and rhs elements in `acc`: "f32", or "f32:bf16:bf16"."""
-    return acc if lhs == rhs == acc else f"{acc}:{lhs}:{rhs}"
+def kind_of(acc: str, lhs: str, rhs: str, tables: bool = False) -> str:
+    """The name of the GEMM that adds up products of lhs and rhs elements in `acc`: "f32", "f32:bf16:bf16" or "f32/tables"."""
+    return (acc if lhs == rhs == acc else f"{acc}:{lhs}:{rhs}") + WITH_TABLES * tables
 
 
 def dtypes_of(kind: str) -> tuple[str, str, str]:
     """(sums, lhs, rhs) of a kind."""
-    acc, *sides = kind.removesuffix(PAIRS).split(":")
+    acc, *sides = kind.removesuffix(WITH_TABLES).removesuffix(PAIRS).split(":")
     return (acc, *(sides or (acc, acc)))
 
 
@@ -92,14 +93,14 @@ def panel_stride(t: Tiling) -> int:
 
 
 def symbol(kind: str) -> str:
-    return f"engram_gemm_{kind.replace(':', '_')}"
+    return f"engram_gemm_{kind.replace(':', '_').replace('/', '_')}"
 
 
 class Base:
     """Small instructions on vectors of the sums' dtype, and reading operands as such."""
 
     def __init__(self, target: CpuTarget, kind: str):
-        self.target, self.kind = target, kind
+        self.target, self.kind, self.with_tables = target, kind, kind.endswith(WITH_TABLES)
         self.t = tiling(target, kind)
         self.m, self.tiles = Module(target), Module(target)
         dtype, *sides = dtypes_of(kind)

@@ -51,10 +51,35 @@ class Module:
         self.declare(f"declare {result} @{name}({', '.join(args)})")
         return f"@{name}"
 
+    def take(self, other: Module) -> None:
+        """Adds what another module holds."""
+        self.declared |= other.declared
+        self.functions += other.functions
+        self.have |= other.have
+
     def text(self) -> str:
         defined = {_name(f) for f in self.functions}
         declared = [d for d in self.declared if not d.startswith("declare ") or _name(d) not in defined]
         return "\n".join([*declared, *self.functions, self.target.fn_attrs])
+
+    def parts(self, limit: int) -> list[str]:
+        """The text as several modules of about `limit` characters each. Their functions call one another, so none stays internal."""
+        known = {_name(f): _declaration(f) for f in self.functions if f.startswith("define ")}
+        groups, at = [[]], 0
+        for f in self.functions:
+            if at and at + len(f) > limit:
+                groups.append([])
+                at = 0
+            groups[-1].append(f.replace("define internal ", "define ", 1))
+            at += len(f)
+        texts = []
+        for group in groups:
+            part = Module(self.target)
+            part.functions = group
+            used = set(_NAME.findall("\n".join(group)))
+            part.declared = {d: d for d in [*self.declared, *known.values()] if _name(d) in used}
+            texts.append(part.text())
+        return texts
 
 
 class Fn:
@@ -222,6 +247,11 @@ class Loop:
         else:
             self.results = [fn.op(f"phi {t} [ {init}, %{self.before} ], [ {nxt}, %{self.tail} ]", "acc")
                             for nxt, (t, init) in zip(self.next, self.carried)]
+
+
+def _declaration(function: str) -> str:
+    header = function[:function.index(" #")].removeprefix("define ").removeprefix("internal ")
+    return "declare " + header.replace("noalias ", "")
 
 
 def _name(line: str) -> str:

@@ -21,9 +21,9 @@ from ...compiler.ops.work import Kernel
 from . import contract
 from .compile import Library, load, submit
 from .emit import Emitter, n_inputs
-from .gemm import gemm_address, scratch_bytes, symbol
+from .gemm import compile_gemm, gemm_address, scratch_bytes, symbol
 from .gemm_base import with_pairs
-from .runtime import Interruptible, Memory, Runtime, default_threads, runtime, symbols
+from .runtime import Interruptible, Memory, Runtime, compile_runtime, default_threads, runtime, symbols
 from .target import CpuTarget, host_target
 
 ALIGN = 64
@@ -33,7 +33,7 @@ REUSED = 1 << 20            # bytes of a result from which on its memory is kept
 def llvm_text(module: Module, target: CpuTarget | None = None, threads: int = 1) -> str:
     """The LLVM IR of a loop-stage module."""
     texts: list[str] = []
-    Emitter(module, target or host_target(), threads, ready=texts.append).run(_entries(module))
+    Emitter(module, target or host_target(), threads, ready=lambda text, quick: texts.append(text)).run(_entries(module))
     return "\n; ---- next module\n".join(texts)
 
 
@@ -44,13 +44,9 @@ def _entries(module: Module) -> list[str]:
 
 def prepare(dtypes: tuple[str, ...] = ("f32",), target: CpuTarget | None = None) -> None:
     """Start compiling (or loading) what every program needs, beside whatever comes next."""
-    target = target or host_target()
-
-    def work() -> None:
-        symbols()
-        for d in dtypes:
-            gemm_address(d, target)
-    threading.Thread(target=work).start()
+    compile_runtime()
+    for d in dtypes:
+        compile_gemm(d, target)
 
 
 def _contracted(module: Module, target: CpuTarget) -> tuple[str, ...]:
@@ -130,9 +126,9 @@ def compile_module(module: Module, threads: int | None = None, profile: bool = F
     texts: list[str] = []
     objects: list[Future[bytes]] = []
 
-    def ready(text: str) -> None:
+    def ready(text: str, quick: bool) -> None:
         texts.append(text)
-        objects.append(submit(text, target))
+        objects.append(submit(text, target, quick))
     emitter = Emitter(module, target, threads, profile, ready)
     emitter.run(names)
     offered = ["engram_barrier", "engram_fail", "engram_profile", *emitter.constants, *(symbol(d) for d in emitter.gemms)]

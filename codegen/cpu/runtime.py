@@ -14,7 +14,7 @@ import signal
 import threading
 
 from . import runtime_ir as ir
-from .compile import load
+from .compile import load, submit
 from .target import host_target
 
 DEFAULT_SCRATCH = 4 << 20
@@ -33,6 +33,11 @@ _loading = threading.Lock()
 def _load():
     lib = load(ir.runtime_text(host_target()), list(ir.EXPORTS))
     return lib, {name: lib.address(name) for name in ir.EXPORTS}
+
+
+def compile_runtime() -> None:
+    """Start compiling the thread runtime beside whatever comes next."""
+    submit(ir.runtime_text(host_target()), host_target())
 
 
 def symbols() -> dict[str, int]:

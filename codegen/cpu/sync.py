@@ -6,6 +6,7 @@ are not both thread 0's. Roots are different memory, except that donation makes 
 """
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
 from ...compiler.ir.core import Block, Func, Op, Value
@@ -34,18 +35,24 @@ class Access:
 class Sync:
     """The accesses since the last barrier."""
 
-    def __init__(self):
-        self.pending: set[Access] = set()
+    def __init__(self, pending: Iterable[Access] = ()):
+        self._by_root: dict[object, set[Access]] = {}
+        self.add(pending)
+
+    @property
+    def pending(self) -> set[Access]:
+        return set().union(*self._by_root.values())
 
     def needs_barrier(self, accesses: list[Access]) -> bool:
         return any((a.write or p.write) and not (a.single and p.single) and a.place.overlaps(p.place)
-                   for a in accesses for p in self.pending)
+                   for a in accesses for p in self._by_root.get(a.place.root, ()))
 
-    def add(self, accesses: list[Access]) -> None:
-        self.pending.update(accesses)
+    def add(self, accesses: Iterable[Access]) -> None:
+        for a in accesses:
+            self._by_root.setdefault(a.place.root, set()).add(a)
 
     def clear(self) -> None:
-        self.pending.clear()
+        self._by_root.clear()
 
 
 class Places:
