@@ -1,14 +1,23 @@
 """Where Engram keeps what it may rebuild at any time: parser tables, parsed library files, machine code.
 
 The place is $ENGRAM_CACHE_DIR, else $XDG_CACHE_HOME/engram, else ~/.cache/engram.  Setting ENGRAM_CACHE_DIR to an empty
-string turns caching off.  Whoever uses it must work without it: `cache_dir` answers None where nothing can be written.
+string turns caching off.  Whoever uses it must work without it: `cache_dir` answers None where there is no such place.
+
+Several processes may use it at once: a file appears complete or not at all, and one that was damaged counts as absent. It holds
+at most ENGRAM_CACHE_MB megabytes (by default 1024): what was not used for longest goes first.
 """
 from __future__ import annotations
 
 import hashlib
 import os
 import tempfile
+import time
+import zlib
 from pathlib import Path
+
+DAY = 86400.0
+SWEEP_EVERY = 64               # files written, on average, between looks at the cache's size
+TEMPORARY = ".part"            # of files being written
 
 
 def cache_dir(sub: str) -> Path | None:
@@ -31,7 +40,7 @@ def cache_dir(sub: str) -> Path | None:
                 return None
     except (OSError, ValueError):
         return None
-    return path if os.access(path, os.W_OK) else None
+    return path
 
 
 def read_cached(sub: str, name: str) -> bytes | None:
@@ -39,10 +48,13 @@ def read_cached(sub: str, name: str) -> bytes | None:
     folder = cache_dir(sub)
     if folder is None:
         return None
+    path, data = folder / name, b""
     try:
-        data = (folder / name).read_bytes()
+        data = path.read_bytes()
+        if time.time() - path.stat().st_mtime > DAY:         # when it was last used, roughly
+            os.utime(path)
     except OSError:
-        return None
+        pass
     return data[32:] if data[:32] == hashlib.sha256(data[32:]).digest() else None
 
 
@@ -53,10 +65,12 @@ def write_cached(sub: str, name: str, data: bytes) -> bool:
         return False
     temporary = None
     try:
-        handle, temporary = tempfile.mkstemp(dir=folder, prefix=name + ".")
+        handle, temporary = tempfile.mkstemp(dir=folder, prefix=name + ".", suffix=TEMPORARY)
         with os.fdopen(handle, "wb") as f:
             f.write(hashlib.sha256(data).digest() + data)
         os.replace(temporary, folder / name)
+        if zlib.crc32(name.encode()) % SWEEP_EVERY == 0:
+            sweep(folder.parent)
         return True
     except OSError:
         if temporary is not None:
@@ -65,3 +79,31 @@ def write_cached(sub: str, name: str, data: bytes) -> bool:
             except OSError:
                 pass
         return False
+
+
+def sweep(root: Path) -> None:
+    """Removes what was not used for longest until the cache is within three quarters of its bounds, and what killed processes left."""
+    limit = os.environ.get("ENGRAM_CACHE_MB", "")
+    limit = (int(limit) if limit.isdigit() else 1024) << 20
+    files = []
+    for folder in os.scandir(root):
+        for f in os.scandir(folder) if folder.is_dir(follow_symlinks=False) else ():
+            try:
+                info = f.stat(follow_symlinks=False)
+                if f.name.endswith(TEMPORARY) and time.time() - info.st_mtime > DAY:
+                    os.unlink(f)
+                elif f.is_file(follow_symlinks=False):
+                    files.append((info.st_mtime, info.st_size, f.path))
+            except OSError:                                  # another process was faster
+                pass
+    total = sum(size for _, size, _ in files)
+    if total <= limit:
+        return
+    for _, size, path in sorted(files):
+        if total <= limit * 3 // 4:
+            break
+        try:
+            os.unlink(path)
+        except OSError:
+            continue
+        total -= size

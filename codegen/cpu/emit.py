@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable
 from contextlib import nullcontext
+from dataclasses import replace
 
 import numpy as np
 
@@ -19,8 +20,9 @@ from ..epilogue import split_epilogue
 from . import contract, packed
 from .direct import plan as plan_direct
 from .direct_code import emit_direct
-from .emit_kernel import NAME, Body, Errors, emit_kernel, param_type
+from .emit_kernel import NAME, Body, Errors, KernelCode, captured, emit_kernel, param_type
 from .epilogue import EPILOGUE_TYPES, EpilogueCode, emit_epilogue
+from .equal import structure
 from .gemm_base import symbol
 from .irtext import Fn
 from .irtext import Module as Text
@@ -58,6 +60,7 @@ class Emitter:
         self.text, self.part = Text(target), Text(target)          # of the host level being written; of kernels
         self.written: set[str] = set()                   # functions that have a module of their own
         self.errors = Errors()
+        self.codes: dict[object, KernelCode] = {}        # structure -> code
         self.kernels: dict[str, str] = {}                # text -> name
         self.constants: dict[str, np.ndarray] = {}       # symbol -> value
         self.gemms: set[str] = set()
@@ -79,7 +82,8 @@ class Emitter:
                 self.text.functions.pop()
                 del self.steps[steps:]
                 _Host(self, func, solo=True).emit()
-            if self.text.size > QUICK_CHARS and not any(op.name in ("loop.for", "loop.while") for op in func.body.ops):
+            loops = any(op.name in ("loop.for", "loop.while") for op in func.body.ops)
+            if self.text.size > QUICK_CHARS and not loops and not self.summaries[name].single:
                 self.ready(self.text.text(), True)
             else:
                 host.take(self.text)
@@ -118,8 +122,15 @@ class Emitter:
 
     def kernel(self, op: Op) -> tuple[str, object]:
         """(function name, its code)."""
-        part = self.kernel_module()
-        code = emit_kernel(part, op, self.errors, self.team)
+        key = structure(op)
+        code = self.codes.get(key) if key is not None else None
+        if code is not None:
+            code = replace(code, captured=captured(op))
+        else:
+            asked = self.errors.asked
+            code = emit_kernel(self.kernel_module(), op, self.errors, self.team)
+            if self.errors.asked == asked:                  # else it knows its place in the source
+                self.codes[key] = code
         self.gemms |= code.gemms
         return self.shared(code.text, [*KERNEL_TYPES, *(param_type(v) for v in code.captured), *["i64"] * code.tid]), code
 

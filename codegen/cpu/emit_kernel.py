@@ -43,8 +43,10 @@ class Errors:
     def __init__(self):
         self.items: list[tuple[object, str]] = []
         self._known: dict[tuple, int] = {}
+        self.asked = 0
 
     def code(self, loc, message: str) -> int:
+        self.asked += 1
         key = (loc, message)
         if key not in self._known:
             self.items.append(key)

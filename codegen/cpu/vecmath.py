@@ -2,16 +2,17 @@
 
 `require(module, "exp", 16, "f32")` returns the symbol of `<16 x float> @vm_exp_f32x16(<16 x float>)`; one lane means scalars.
 
-* f32: at most 2 ulp over all inputs, denormals, infinities and NaN included (tests/test_cpu_math.py). exp, log, tanh, erf,
-  sin and cos are computed in f32; the rest in f64 on vectors of twice the width, which makes them correct to about half
+* f32: at most 2 ulp over all inputs, denormals, infinities and NaN included (tests/test_cpu_math.py). exp, exp2, expm1, log,
+  log2, log1p, tanh, erf, sin and cos are computed in f32; the rest in f64 on vectors of twice the width, which makes them correct to about half
   an ulp with short polynomials. Large arguments of sin, cos, tan are reduced with a table of 2^e * 2/pi mod 4.
-* f64: the C library's functions, lane by lane.
+* f64: exp, log and tanh within 2 ulp; the rest are the C library's functions, lane by lane.
 * rsqrt is 1 / sqrt(x), both rounded.
 Coefficients were fitted (weighted minimax) over the reduced ranges noted beside them; the fit's error is far below an ulp.
 Fused multiply-adds are used where the machine has them: this is library code, not the user's arithmetic.
 """
 from __future__ import annotations
 
+from . import vecmath_double as double
 from . import vecmath_f32 as single
 from . import vecmath_f64 as wide
 from .irtext import Fn, Module, vec
@@ -23,14 +24,13 @@ BINARY = ("pow", "atan2")
 LLVM = {"f32": "float", "f64": "double"}
 
 
-_IN_F32 = {"exp": single.exp, "log": single.log, "tanh": single.tanh, "erf": single.erf, "sin": single.trig(False), "cos": single.trig(True)}
+_IN_F32 = {"exp": single.exp, "exp2": single.exp2, "expm1": single.expm1, "log": single.log, "log2": single.log2,
+           "log1p": single.log1p, "tanh": single.tanh, "erf": single.erf, "sin": single.trig(False), "cos": single.trig(True)}
 _IN_F64 = {
-    "exp2": lambda b, x: wide.expd(b, x * 0.6931471805599453),
-    "log2": lambda b, x: wide.logd(b, x) * 1.4426950408889634,
-    "expm1": lambda b, x: b.select(x.eq(0.0), x, wide.expm1d(b, x)),
-    "log1p": wide.log1pd, "tan": wide.tand, "asin": wide.asind, "acos": wide.acosd, "atan": wide.atand, "sinh": wide.sinhd, "cosh": wide.coshd,
+    "tan": wide.tand, "asin": wide.asind, "acos": wide.acosd, "atan": wide.atand, "sinh": wide.sinhd, "cosh": wide.coshd,
     "asinh": wide.asinhd, "acosh": wide.acoshd, "atanh": wide.atanhd, "erfc": wide.erfcd, "pow": wide.powd, "atan2": wide.atan2d,
 }
+OWN_F64 = {"exp": double.exp, "log": double.log, "tanh": double.tanh}
 _INLINE = ("exp", "log", "tanh", "erf", "rsqrt")      # short, and constants are worth sharing with the caller's loop
 
 
@@ -49,7 +49,7 @@ def require(m: Module, name: str, lanes: int, dtype: str) -> str:
     if name == "rsqrt":
         out = b.const(1.0, elem) / b.call("sqrt", args[0])
     elif dtype == "f64":
-        out = _libm(b, name, args)
+        out = OWN_F64[name](b, args[0]) if name in OWN_F64 else _libm(b, name, args)
     elif name in _IN_F32:
         out = _IN_F32[name](b, args[0])
     else:

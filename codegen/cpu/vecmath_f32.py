@@ -8,8 +8,11 @@ from .vecmath_f64 import large_trig
 
 _MAGIC32 = 12582912.0                    # 1.5 * 2^23: adding it rounds to an integer, which its low bits then hold
 _LN2_HI, _LN2_LO = 0.693145751953125, 1.428606765330187e-06
+_LOG2E, _LOG2E_LO = 1.44269502162933349609375, 1.925963033500011e-08
 _EXP = [1.0, 1.0, 0.49999993372855067, 0.16666519521795217, 0.04166840112991228, 0.008368851279245974,
         0.0013814318376318203]           # |r| <= ln(2)/2
+_EXP2 = [1.0, 0.6931471824645996, 0.24022650718688965, 0.055503569543361664, 0.009618083015084267, 0.0013390863314270973, 0.00015453163359779865]    # |r| <= 1/2
+_EXPM1 = [0.5, 0.16666576266288757, 0.04166655242443085, 0.00836323294788599, 0.0013926250394433737]    # (expm1(r) - r) / r^2
 _LOG = [0.3333333170969447, -0.250008210562477, 0.2000122666733799, -0.16623356478225737, 0.14201762470441023,
         -0.13160195067798014, 0.12761551338080288, -0.07634429838618638]   # sqrt(1/2) <= 1+f <= sqrt(2)
 _TANH = [-0.3333326287982298, 0.13330899709145697, -0.05369296451846853, 0.020483306523116675,
@@ -22,18 +25,44 @@ _SIN = [-0.1666665422535114, 0.008332131487768929, -0.00019510838134880083]     
 _COS = [0.041666645652426164, -0.0013887306024707568, 2.4431203143258373e-05]
 
 
-def _exp_parts(b: VecBuilder, x: V) -> tuple[V, V, V]:
-    """x = n ln 2 + r: (exp(r), n, n's bits with something above them)."""
+def _reduced(b: VecBuilder, x: V) -> tuple[V, V, V]:
+    """x = n ln 2 + r: (r, n, n's bits with something above them)."""
     t = b.fma(x, 1.4426950408889634, _MAGIC32)
     n = t - _MAGIC32
     r = b.fma(n, -_LN2_HI, x)
-    r = b.fma(n, -_LN2_LO, r)
-    return b.poly(r, _EXP), n, b.bits(t)
+    return b.fma(n, -_LN2_LO, r), n, b.bits(t)
+
+
+def _exp_parts(b: VecBuilder, x: V) -> tuple[V, V, V]:
+    """x = n ln 2 + r: (exp(r), n, n's bits with something above them)."""
+    r, n, bits = _reduced(b, x)
+    return b.poly(r, _EXP), n, bits
 
 
 def exp(b: VecBuilder, x: V) -> V:
     p, n, bits = _exp_parts(b, b.clamp(x, -104.0, 89.0))
-    if b.m.target.name == "avx512" and b.w in (4, 8, 16):     # one instruction, denormals and overflow included
+    return _scaled(b, p, n, bits)
+
+
+def exp2(b: VecBuilder, x: V) -> V:
+    x = b.clamp(x, -151.0, 129.0)
+    t = x + _MAGIC32
+    n = t - _MAGIC32
+    return _scaled(b, b.poly(x - n, _EXP2), n, b.bits(t))
+
+
+def expm1(b: VecBuilder, x: V) -> V:
+    """expm1(r) 2^n + (2^n - 1), both halved so that 2^n exists."""
+    r, n, bits = _reduced(b, b.clamp(x, -30.0, 89.0))
+    q = b.fma(b.poly(r, _EXPM1) * r, r, r)
+    half = b.real((bits - 0x4B400000 + 126) << 23)
+    y = b.fma(q, half, half - 0.5) * 2.0
+    return b.select(x.eq(0.0), x, b.select(n.eq(0.0), q, y))
+
+
+def _scaled(b: VecBuilder, p: V, n: V, bits: V) -> V:
+    """p 2^n, denormals and overflow included."""
+    if b.m.target.name == "avx512" and b.w in (4, 8, 16):     # one instruction
         t = p.type
         if b.w == 16:
             name = b.m.intrinsic(t, "llvm.x86.avx512.mask.scalef.ps.512", t, t, t, "i16", "i32")
@@ -45,20 +74,45 @@ def exp(b: VecBuilder, x: V) -> V:
     return p * b.real((half + 127) << 23) * b.real((k - half + 127) << 23)
 
 
-def log(b: VecBuilder, x: V) -> V:
-    tiny = x.lt(1.1754943508222875e-38)
-    y = b.select(tiny, x * 8388608.0, x)
+def _log_parts(b: VecBuilder, y: V, c: V | float = 0.0) -> tuple[V, V, V]:
+    """log(y) + c as (e, s, f): e LN2_HI + (s + f)."""
     i = b.bits(y) - 0x3F3504F3
     e = b.cast("sitofp", i >> 23, "float")
-    e = b.select(tiny, e - 23.0, e)
     f = b.real((i & 0x007FFFFF) + 0x3F3504F3) - 1.0
     z = f * f
-    s = b.fma(e, _LN2_LO, b.poly(f, _LOG) * f * z)
-    s = b.fma(z, -0.5, s)
-    r = b.fma(e, _LN2_HI, f + s)
+    return e, b.fma(z, -0.5, b.poly(f, _LOG) * f * z + c), f
+
+
+def log(b: VecBuilder, x: V) -> V:
+    tiny = x.lt(1.1754943508222875e-38)
+    e, s, f = _log_parts(b, b.select(tiny, x * 8388608.0, x))
+    e = b.select(tiny, e - 23.0, e)
+    return _log_special(b, x, b.fma(e, _LN2_HI, f + b.fma(e, _LN2_LO, s)))
+
+
+def log2(b: VecBuilder, x: V) -> V:
+    tiny = x.lt(1.1754943508222875e-38)
+    e, s, f = _log_parts(b, b.select(tiny, x * 8388608.0, x))
+    e = b.select(tiny, e - 23.0, e)
+    r = e + b.fma(f, _LOG2E, b.fma(f, _LOG2E_LO, s * _LOG2E))
+    return _log_special(b, x, r)
+
+
+def _log_special(b: VecBuilder, x: V, r: V) -> V:
     r = b.select(x.eq(float("inf")), x, r)
     r = b.select(x.eq(0.0), -float("inf"), r)
     return b.select(x.ge(0.0), r, b.select(x.isnan(), x, float("nan")))
+
+
+def log1p(b: VecBuilder, x: V) -> V:
+    """log(u) + (x - (u - 1)) / u, u = 1 + x as rounded: the second term is what rounding took."""
+    u = x + 1.0
+    e, s, f = _log_parts(b, u, (x - (u - 1.0)) / u)
+    r = b.fma(e, _LN2_HI, f + b.fma(e, _LN2_LO, s))
+    r = b.select(x.eq(float("inf")), x, r)
+    r = b.select(x.eq(-1.0), -float("inf"), r)
+    r = b.select(x.eq(0.0), x, r)
+    return b.select(x.ge(-1.0), r, b.select(x.isnan(), x, float("nan")))
 
 
 def tanh(b: VecBuilder, x: V) -> V:

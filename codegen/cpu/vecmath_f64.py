@@ -22,16 +22,19 @@ def _factorial(n: int) -> float:
     return out
 
 
-def _expm1d_parts(b: VecBuilder, x: V) -> tuple[V, V]:
-    """(expm1(r), 2^n) with x = n ln 2 + r."""
-    x = b.clamp(x, -700.0, 700.0)
+def expm1_reduced(b: VecBuilder, x: V) -> tuple[V, V]:
+    """(expm1(r), n as i64) with x = n ln 2 + r."""
     t = b.fma(x, 1.4426950408889634, MAGIC64)
     n = t - MAGIC64
     r = b.fma(n, -_LN2D_LO, b.fma(n, -_LN2D_HI, x))
-    p = b.poly(r, [1 / _factorial(k) for k in range(2, 13)])
-    p = b.fma(p * r, r, r)
-    scale = b.real((b.bits(t) << 52) + (1023 << 52))
-    return p, scale
+    p = b.poly(r, [1 / _factorial(k) for k in range(2, 14)])
+    return b.fma(p * r, r, r), b.bits(t) - 0x4338000000000000
+
+
+def _expm1d_parts(b: VecBuilder, x: V) -> tuple[V, V]:
+    """(expm1(r), 2^n) with x = n ln 2 + r."""
+    p, n = expm1_reduced(b, b.clamp(x, -700.0, 700.0))
+    return p, b.real((n + 1023) << 52)
 
 
 def expd(b: VecBuilder, x: V) -> V:
@@ -58,10 +61,10 @@ def _split(b: VecBuilder, x: V) -> tuple[V, V]:
     return e, b.real((i & 0x000FFFFFFFFFFFFF) + 0x3FE6A09E667F3BCD) - 1.0
 
 
-def logd(b: VecBuilder, x: V) -> V:
-    """x is not a denormal f64 (no widened f32 is)."""
+def logd(b: VecBuilder, x: V, exponent: V | float = 0.0, special: V | None = None) -> V:
+    """log(x) + exponent ln 2, where x is not a denormal f64 (no widened f32 is); `special` is what 0, infinity, NaN are seen in."""
     e, f = _split(b, x)
-    return _log_special(b, x, _logd_from(b, e, f))
+    return _log_special(b, special or x, _logd_from(b, e + exponent, f))
 
 
 def _log_special(b: VecBuilder, x: V, r: V) -> V:
