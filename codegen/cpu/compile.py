@@ -19,7 +19,7 @@ from ...compiler.cache_dir import read_cached, write_cached
 from .target import CpuTarget, host_target
 
 # Bumped when the pass pipeline below changes: part of every object's cache key.
-PIPELINE = "3"
+PIPELINE = "4"
 
 # ---------------------------------------------------------------- compilation
 
