@@ -22,7 +22,7 @@ def start(folder, **more) -> subprocess.Popen:
 
 
 def answer(p: subprocess.Popen) -> str:
-    out, err = p.communicate(timeout=120)
+    out, err = p.communicate(timeout=600)
     assert p.returncode == 0 and not err, err
     return out
 
