@@ -23,7 +23,7 @@ class Program(Protocol):
 
 
 def lower(module: Module, to: str = "loop", options: Options | None = None) -> Module:
-    """A new module at stage `to`: nn, definition, tensor, fused or loop. The one given stays as it is."""
+    """A new module at stage `to`: nn, definition, tensor, fused or loop (gpu: the loop stage for GPUs). The one given stays as it is."""
     return run(clone_module(module), PIPELINES[to](), options)
 
 
@@ -50,7 +50,7 @@ def build(module: Module, backend: str = "cpu", threads: int | None = None, opti
         return _build_cpu(module, threads, options)
     if backend == "opencl":
         from ..codegen.opencl.program import OpenClProgram
-        return _watched(OpenClProgram(_fits(lower(module, "loop", options)), profile=_profiler(options) is not None), options)
+        return _watched(OpenClProgram(_fits(lower(module, _opencl_pipeline(), options)), profile=_profiler(options) is not None), options)
     raise ValueError(f"unknown backend {backend!r}: expected one of {', '.join(BACKENDS)}")
 
 
@@ -78,6 +78,12 @@ def _build_cpu(module: Module, threads: int | None, options: Options | None):
     return _watched(CpuProgram(compiled), options)
 
 
+def _opencl_pipeline() -> str:
+    """By the device in use; without one, code is for a common GPU."""
+    from ..codegen.opencl import device as devices
+    return "loop" if devices.available()[0] and devices.device().caps.cpu else "gpu"
+
+
 def _profiler(options: Options | None):
     return options.profiler if options is not None else None
 
@@ -96,12 +102,11 @@ def _fits(module: Module) -> Module:
 
 def code(module: Module, backend: str = "cpu", options: Options | None = None) -> str:
     """The backend's target text: LLVM IR for cpu, OpenCL C for opencl."""
-    loop = lower(module, "loop", options)
     if backend == "cpu":
         from ..codegen.cpu.program import llvm_text
-        return llvm_text(loop)
+        return llvm_text(lower(module, "loop", options))
     from ..codegen.opencl.program import source_text
-    return source_text(loop)
+    return source_text(lower(module, _opencl_pipeline(), options))
 
 
 def random_arguments(module: Module, entry: str, seed: int = 0) -> list[np.ndarray]:

@@ -15,7 +15,7 @@ class _Stage:
         return self.inner.apply(module)
 
 
-def learning() -> list:
+def learning(attention: bool = True) -> list:
     """nn -> tensor: learning becomes ordinary ops."""
     from ..passes.attention import Attention
     from ..passes.decompose import Decompose
@@ -25,7 +25,7 @@ def learning() -> list:
     return [
         Plasticity(),            # first: it follows the layers' calls, which later passes rearrange
         Quantize(),              # before grad: gradients pass straight through a quantised product
-        Attention(),             # before softmax and its gradient become base ops
+        *([Attention()] if attention else []),                    # before softmax and its gradient become base ops
         Decompose(),             # before grad: nn ops have no gradient rules of their own
         _Stage(Grad(), TENSOR),
     ]
@@ -76,6 +76,8 @@ PIPELINES = {
     "tensor": lambda: learning() + optimising(),
     "fused": lambda: learning() + optimising() + lowering()[:2],
     "loop": lambda: learning() + optimising() + lowering(),
+    # for GPUs: a block of queries is one work-item's in the fused form, 20 times slower on an H200 than scores in memory (docs/ARCHITECTURE.md)
+    "gpu": lambda: learning(attention=False) + optimising() + lowering(),
 }
 
 

@@ -73,6 +73,15 @@ def test_agrees_with_its_parts(program, name, shapes):
         close(interpret(loops, name, args, seed=seed, check_races=True), want)
 
 
+def test_gpus_keep_the_scores_in_memory(program):
+    """As products over all batch elements, which a GPU shares out better than one work-item's block."""
+    args = arrays(*SHAPES[1])
+    m = module_of(program, "masked", args)
+    loops = driver.lower(m, "gpu")
+    assert [o.name for o in loops.funcs["masked"].body.ops].count("loop.contract") == 2
+    close(interpret(loops, "masked", args), interpret(m, "masked", args))
+
+
 # whole and partial blocks of queries and of keys, on both sides of the diagonal
 BLOCKS = [(64, 64), (64, 128), (1, 300), (65, 300), (130, 130), (200, 256), (3, 129)]
 
