@@ -65,7 +65,7 @@ def test_code_for_neon_assembles(features):
         body = f'%p = tensor.pack(%w) {{format = "{fmt.name}"}} : {p} %y = tensor.dot_packed(%x, %p) {{format = "{fmt.name}", n = 20}} : i32[3,20]'
         loop = driver.lower(module(body, f"%x: {t}[3,64], %w: {t}[64,20]", "i32[3,20]"))
         texts: list[str] = []
-        Emitter(loop, target, 1, ready=texts.append).run(["f"])
+        Emitter(loop, target, 1, ready=lambda text, *_, texts=texts: texts.append(text)).run(["f"])
         assembly = "\n".join(optimise_and_emit(text, target, assembly=True) for text in texts)
         assert not features or fmt.bits == 16 or "sdot" in assembly
 

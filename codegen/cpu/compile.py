@@ -38,8 +38,12 @@ def _target_machine(target: CpuTarget, quick: bool = False):
 def _new_target_machine(target: CpuTarget, quick: bool):
     import llvmlite.binding as llvm
     with _making:
-        llvm.initialize_native_target()
-        llvm.initialize_native_asmprinter()
+        if target.triple == llvm.get_default_triple():
+            llvm.initialize_native_target()
+            llvm.initialize_native_asmprinter()
+        else:                                                  # 30 ms, for tests of other machines' code
+            llvm.initialize_all_targets()
+            llvm.initialize_all_asmprinters()
     # Position-independent code: JIT memory can be further than 2 GB from libm.
     return llvm.Target.from_triple(target.triple).create_target_machine(
         cpu=target.cpu, features=target.features, opt=0 if quick else 2, reloc="pic", codemodel="small", jit=True)
