@@ -194,11 +194,11 @@ def settings_of(el: Elaborator, scope: Scope, overrides: Overrides, block: A.Tra
             s = s.parent
         else:
             value = overrides.values.get(name, default)
-        out[name] = _checked(name, value, scope.span_of(name) or block.name_span)
+        out[name] = _checked(name, value, scope.span_of(name) or block.name_span, name in overrides.values)
     return out
 
 
-def _checked(name: str, v: object, span: Span) -> object:
+def _checked(name: str, v: object, span: Span, outside: bool) -> object:
     whole = isinstance(v, int) and not isinstance(v, bool)
     number = whole or isinstance(v, float)
     ok, want = {
@@ -212,7 +212,7 @@ def _checked(name: str, v: object, span: Span) -> object:
         "patience": (v is None or whole and v >= 1, "a positive number of epochs"),
     }[name]
     if not ok:
-        raise error(span, f"`{name}` is {describe(v)}, expected {want}")
+        raise error(span, f"`{name}` is {describe(v)}, expected {want}", hint="the value is the command line's, not this line's" if outside else None)
     return float(v) if type(v) is not int and isinstance(v, float) else v
 
 

@@ -61,7 +61,7 @@ def merged(a: Cluster, b: Cluster, graph: Graph) -> Cluster | None:
     """The two clusters as one (without looking at other paths between them), or None."""
     if len(a.ops) + len(b.ops) > MAX_GROUP:
         return None
-    c = _combined(a, b)
+    c = _combined(a, b, graph)
     if c is None:
         return None
     products = [op for op in c.ops if is_product(op)]
@@ -81,9 +81,9 @@ def _epilogue_fits(products: list[Op], c: Cluster) -> bool:
     return len(products) == 1 and c.kind == MAP and all(op is products[0] or OPS[op.name].elementwise for op in c.ops)
 
 
-def _combined(a: Cluster, b: Cluster) -> Cluster | None:
+def _combined(a: Cluster, b: Cluster, graph: Graph) -> Cluster | None:
     """Kinds and sizes that go together, with each op's role."""
-    ops = sorted(a.ops + b.ops, key=id)
+    ops = sorted(a.ops + b.ops, key=graph.position.__getitem__)
     if a.kind == MAP and b.kind == MAP:
         return Cluster(ops, MAP, a.full, a.full, {**a.roles, **b.roles}) if a.full == b.full else None
     if a.kind != MAP and b.kind != MAP:

@@ -39,6 +39,7 @@ def place(tmp_path, monkeypatch):
     (["run", DIGITS, "nope"], "has no train or run block called `nope`"),
     (["run", DIGITS, "--set", "epochs"], "--set epochs: expected key=value"),
     (["run", DIGITS, "--set", "epochs=abc"], '`epochs` is the string "abc", expected a positive whole number'),
+    (["run", DIGITS, "--set", "limit=0"], "the value is the command line's, not this line's"),
     (["run", DIGITS, "--set", "batch=[1, 2]"], "expected a positive number of samples"),
     (["run", DIGITS, "--set", "nope=1"], "has no setting `nope`"),
     (["run", DIGITS, "--set", "model=3"], "--set model can replace a literal only"),
@@ -57,10 +58,12 @@ def place(tmp_path, monkeypatch):
     (["ir", "empty.nn"], "empty.nn has no train block"),
     (["ir", "good.nn", "--fn", "g"], "has no function or train block 'g'"),
     (["ir", "good.nn", "--dims", "n=x"], "expected NAME=SIZE"),
+    (["ir", "good.nn", "--dims", "m=3"], "--dims m: no function of good.nn has a dimension of this name"),
     (["ir", "good.nn", "--dims", "n=99999999999999999999"], "is too large: no machine holds that many elements"),
     (["diff", "good.nn", "--backends", "foo"], "unknown backend 'foo'"),
     (["diff", "good.nn", "--backends", ","], "--backends names none"),
     (["opt", "good.nn", "-p", "cse"], "good.nn: 1:"),
+    (["opt", "-p", "cse"], "which file?"),
     (["opt", "bytes.nn", "-p", "cse"], "bytes.nn: 'utf-8' codec can't decode byte 0xff"),
     (["opt", "folder.nn", "-p", "cse"], "folder.nn: Is a directory"),
     (["opt", "bad.ir", "-p", "cse"], "bad.ir: "),
@@ -117,3 +120,9 @@ def test_check_json(place, capsys):
         ("wrong.nn", 1, 29, 30, "error", "unknown name `y`"), ("wrong.nn", 2, 19, 20, "error", "unknown name `z`"),
         (None, None, None, None, "error", "cannot read nothere.nn: No such file or directory")]
     assert set(found[0]) == {"file", "line", "column", "end_line", "end_column", "severity", "message", "label", "hint", "notes", "marks"}
+
+
+def test_opt_list_needs_no_file(capsys):
+    assert main(["opt", "-p", "list"]) == 0
+    out = capsys.readouterr().out.splitlines()
+    assert "cse" in out and any(line.startswith("loop: ") for line in out)

@@ -1,4 +1,6 @@
 """Whole pipelines on differentiated programs: no pass changes a result, every stage prints and parses, all under the verifier."""
+from pathlib import Path
+
 import numpy as np
 import pytest
 from engram.compiler.driver import PassChecker
@@ -10,6 +12,8 @@ from engram.compiler.pass_manager import Options, run
 from engram.compiler.pipelines import learning, optimising
 from engram.interp.interpreter import Interpreter
 from test_grad import T, add_gradient, branchy, func, mlp, rnn, total
+
+ROOT = Path(__file__).resolve().parent.parent
 
 
 def second_order():
@@ -81,3 +85,16 @@ def test_no_pass_changes_a_result(make):
     args = [rng.normal(size=a.type.shape) for a in out.funcs[entry].args]
     for a, b in zip(*(Interpreter(k).call(entry, [x.copy() for x in args]) for k in (derived, out))):
         np.testing.assert_array_equal(a, b)
+
+
+def test_a_group_has_the_place_of_its_last_op():
+    """Not of the op that memory happens to hold last: the same program is printed in the same way each time."""
+    from engram.compiler import driver
+    from engram.session import load_program, train_plan
+    program = load_program(str(ROOT / "examples/digits_local.nn"))
+    module = driver.lower(train_plan(program, "digits").module, "fused")
+    groups = [op for f in module.funcs.values() for op in f.body.walk() if op.name == "tensor.fused"]
+    assert len(groups) > 5
+    for op in groups:
+        *inside, end = op.regions[0].ops
+        assert op.loc == end.loc == next(o.loc for o in reversed(inside) if o.loc is not None)

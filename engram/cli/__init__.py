@@ -91,7 +91,7 @@ def parser() -> argparse.ArgumentParser:
     _settings(c)
 
     c = command("opt", "run passes over a file of IR and print the result")
-    c.add_argument("file", metavar="FILE", help="textual IR; `-` for standard input")
+    c.add_argument("file", metavar="FILE", nargs="?", help="textual IR; `-` for standard input")
     c.add_argument("-p", "--passes", required=True, metavar="P,...", help="passes or pipelines by name, in order; `list` prints them")
 
     c = command("diff", "run a program's functions on every backend and compare the results")

@@ -91,8 +91,10 @@ def opt_command(args) -> int:
     from ..compiler.pipelines import PIPELINES, passes
     known = passes()
     if args.passes == "list":
-        print("\n".join(known))
+        print("\n".join([*known, *(f"{name}: {', '.join(p.name for p in make())}" for name, make in PIPELINES.items())]))
         return OK
+    if args.file is None:
+        raise UserError("which file? `engram opt FILE.ir -p cse`; `-p list` needs none")
     names = [n for n in args.passes.replace(" ", "").split(",") if n]
     known_passes([n for n in names if n not in PIPELINES])
     module = read_ir(args.file)

@@ -63,6 +63,7 @@ def targets(program, fn: str | None, dims: dict[str, int], default: int, overrid
     from ..compiler.diagnostics import did_you_mean
     from ..frontend import ast as A
     from ..session import train_plan
+    _known_dims(program, dims)
     trains = {n: b for n, b in program.blocks.items() if isinstance(b, A.Train)}
 
     def block(name: str) -> Target:
@@ -86,6 +87,18 @@ def targets(program, fn: str | None, dims: dict[str, int], default: int, overrid
             return [_function(program, name, dims, default, overrides)]
     raise UserError(f"{program.file} has no train block and no function that can be specialised without more information; --fn names one, "
                     "--set gives its compile-time parameters")
+
+
+def _known_dims(program, dims: dict[str, int]) -> None:
+    """An error where `--dims` gives a name that no function's parameters have."""
+    from ..compiler.diagnostics import did_you_mean
+    from ..frontend import ast as A
+    known = dict.fromkeys(n.id for d in program.functions.values() for p in d.params if isinstance(p.type, A.TensorType)
+                          for dim in p.type.dims or [] if not isinstance(dim, A.Pack) for n in A.walk(dim) if isinstance(n, A.Name))
+    for name in dims:
+        if name not in known:
+            near = did_you_mean(name, known)
+            raise UserError(f"--dims {name}: no function of {program.file} has a dimension of this name" + (f": did you mean {near!r}?" if near else ""))
 
 
 def _callable(decl, overrides: dict) -> bool:
