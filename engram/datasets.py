@@ -312,7 +312,7 @@ def _idx_pair(folder: Path, which: str) -> tuple[np.ndarray, np.ndarray]:
         stem = f"{which}-{kind}-ubyte"
         file = _idx_file(folder, stem)
         if file is None:
-            raise DatasetError(f"no {stem} or {stem}.gz in {folder}")
+            raise DatasetError(f"no {stem} or {stem}.gz in {folder}", f"`engram data mnist --to {folder}` (or fashion_mnist) downloads the files")
         arrays.append(read_idx(file, rank))
     x, y = arrays
     if len(x) != len(y):

@@ -181,6 +181,14 @@ def test_diff_of_functions(tmp_path, capsys):
     assert out.count("same") == 2 and "2 compared on interp, cpu: no differences" in out
 
 
+def test_diff_tells_the_largest_difference_of_finite_numbers(tmp_path, capsys):
+    f = tmp_path / "f.nn"
+    f.write_text("fn f(x: f32[n, k], w: f32[k, 64]) -> f32[n, 64] { tanh(x @ w) + sqrt(x[:, :1]) }\n")        # not a number where x < 0
+    assert main(["diff", str(f), "--dims", "n=64,k=64", "--backends", "interp,cpu"]) == 0
+    out = capsys.readouterr().out
+    assert "largest difference" in out and "nan" not in out
+
+
 def test_locality_table(capsys):
     assert main(["check", "--locality", str(EXAMPLES / "digits_local.nn")]) == 0
     rows = [line.split() for line in capsys.readouterr().out.splitlines()]

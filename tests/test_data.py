@@ -108,8 +108,9 @@ def test_broken_gzip(mnist_dir):
 
 
 def test_missing_files(tmp_path):
-    with pytest.raises(DatasetError, match="no train-images-idx3-ubyte or train-images-idx3-ubyte.gz in"):
+    with pytest.raises(DatasetError, match="no train-images-idx3-ubyte or train-images-idx3-ubyte.gz in") as e:
         dataset("mnist", tmp_path)
+    assert "engram data mnist --to" in e.value.hint
     with pytest.raises(DatasetError, match="no such folder"):
         dataset("mnist", tmp_path / "nowhere")
     with pytest.raises(DatasetError, match="no such file"):
