@@ -149,6 +149,14 @@ def _signature(emitter: Emitter, func: Func) -> Signature:
                      emitter.summaries[func.name].single, emitter.interruptible(func.name), emitter.counts(func.name))
 
 
+def _holders(arrays: list[np.ndarray]) -> list[int]:
+    """References to each array: every view of it counts as one."""
+    return [sys.getrefcount(a) for a in arrays]
+
+
+_ALONE = _holders([np.empty(1, np.uint8)])[0]                     # only in the list; what the count itself adds differs between Pythons
+
+
 class _Entry:
     """A loaded function: its signature, its address and the table of pointers it is called with."""
 
@@ -169,8 +177,8 @@ class _Entry:
         if size < REUSED:
             return aligned_empty(shape, dtype)
         kept = self.kept.setdefault(i, [])
-        for raw in kept:
-            if sys.getrefcount(raw) == 3:                         # in `kept`, here, as the argument; every view of it counts
+        for raw, holders in zip(kept, _holders(kept)):
+            if holders == _ALONE:
                 return _shaped(raw, shape, dtype, size)
         raw = np.empty(size + ALIGN, np.uint8)
         self.kept[i] = [raw, *kept[:1]]                           # two, for a caller who still holds the last one
