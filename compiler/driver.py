@@ -1,6 +1,7 @@
 """From a module of the front end to a program that runs: picks the pipeline and the backend. Front end and files are not its business."""
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any, Protocol
 
 import numpy as np
@@ -35,9 +36,17 @@ def prove(module: Module) -> None:
         run(clone_module(module), [Plasticity()])
 
 
-def build(module: Module, backend: str = "cpu", threads: int | None = None, options: Options | None = None, inference: bool = False) -> Program:
+def begin(modules: Iterable[Module], backend: str) -> None:
+    """Modules that are to be built soon, perhaps after others: starts compiling what does not depend on their details."""
+    if backend == "cpu" and any(op.name == "tensor.dot_general" for m in modules for op in m.walk()):
+        from ..codegen.cpu.program import prepare
+        prepare()
+
+
+def build(module: Module, backend: str = "cpu", threads: int | None = None, options: Options | None = None, inference: bool = False,
+          once: bool = False) -> Program:
     """Compile a module of the front end for a backend. `threads` (cpu only): None takes all cores. `inference`: parameters (the arguments that entries
-    list in `weights`) come as the same arrays call after call, and cheap ones are packed once."""
+    list in `weights`) come as the same arrays call after call, and cheap ones are packed once. `once`: the program is to be called a single time, so that little work is not worth good code."""
     if inference and backend != "interp" and any("weights" in f.attrs for f in module.funcs.values()):
         module, packs = _packed_once(module)
         if packs:
@@ -47,7 +56,7 @@ def build(module: Module, backend: str = "cpu", threads: int | None = None, opti
         from ..interp.interpreter import Interpreter
         return Interpreter(_fits(lower(module, "definition", options)))
     if backend == "cpu":
-        return _build_cpu(module, threads, options)
+        return _build_cpu(module, threads, options, once)
     if backend == "opencl":
         from ..codegen.opencl.program import OpenClProgram
         return _watched(OpenClProgram(_fits(lower(module, _opencl_pipeline(), options)), profile=_profiler(options) is not None), options)
@@ -63,16 +72,16 @@ def _packed_once(module: Module):
                     for n, f in module.funcs.items() if "packs" in f.attrs}
 
 
-def _build_cpu(module: Module, threads: int | None, options: Options | None):
+def _build_cpu(module: Module, threads: int | None, options: Options | None, once: bool):
     """Machine code, from the cache where an equal module was compiled before: then no pass runs."""
     from ..codegen.cpu.program import CpuProgram, compile_module, prepare
     from .warm import program_key, read_program, write_program
-    key = program_key(module, threads) if options is None or options == Options(out=options.out) else None
+    key = program_key(module, threads, once) if options is None or options == Options(out=options.out) else None
     compiled = read_program(key) if key else None
     if compiled is None:
         if any(op.name == "tensor.dot_general" for op in module.walk()):
             prepare()                        # the matrix product compiles beside the passes
-        compiled = compile_module(_fits(lower(module, "loop", options)), threads, profile=_profiler(options) is not None)
+        compiled = compile_module(_fits(lower(module, "loop", options)), threads, profile=_profiler(options) is not None, once=once)
         if key:
             write_program(key, compiled)
     return _watched(CpuProgram(compiled), options)

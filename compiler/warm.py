@@ -30,7 +30,7 @@ def _sources() -> bytes:
     return h.digest()
 
 
-def program_key(module: Module, threads: int | None) -> str | None:
+def program_key(module: Module, threads: int | None, once: bool = False) -> str | None:
     """The cache's name for a compiled module; None where there is no cache folder."""
     if cache_dir(FOLDER) is None:
         return None
@@ -39,7 +39,7 @@ def program_key(module: Module, threads: int | None) -> str | None:
     from ..codegen.cpu.runtime import default_threads
     from ..codegen.cpu.target import host_target
     h = hashlib.blake2b(_sources(), digest_size=20)
-    h.update(f"{llvmlite.__version__} {host_target()!r} {threads or default_threads()}\n".encode())
+    h.update(f"{llvmlite.__version__} {host_target()!r} {threads or default_threads()} {once}\n".encode())
     h.update(print_module(module).encode())
     return h.hexdigest()
 

@@ -139,12 +139,14 @@ class Trainer:
         self.slots: list[Any] | None = None
         self._owner = None                                   # the program whose handles the slots are
         self.stale = False                                   # someone else holds newer weights
+        from .compiler import driver
+        driver.begin([plan.module, *(p.module for p in plan.phases)], backend)
 
-    def _build(self, module):
+    def _build(self, module, once: bool = False):
         from .cheap import mark_plan
         from .compiler import driver
         mark_plan(module, self.plan, self._quantize)
-        return driver.build(module, self.backend, threads=self._threads, options=self.options)
+        return driver.build(module, self.backend, threads=self._threads, options=self.options, once=once)
 
     @property
     def threads(self) -> int | None:
@@ -169,7 +171,7 @@ class Trainer:
         from .frontend import reachable
         for module in {id(m): m for m in (self.plan.module, *(p.module for p in self.plan.phases))}.values():
             driver.prove(module)
-        program = self._build(reachable(self.plan.module, ["init"]))
+        program = self._build(reachable(self.plan.module, ["init"]), once=True)
         self._own(program, program.call("init", [key_of(seed, 1)]))
 
     def _own(self, program, handles: Sequence[Any]) -> None:

@@ -119,7 +119,7 @@ def compile_text(text: str, target: CpuTarget | None = None, quick: bool = False
 
 # ---------------------------------------------------------------- compile threads
 
-_pool: ThreadPoolExecutor | None = None
+_pools: dict[bool, ThreadPoolExecutor] = {}                  # what is quick does not wait for what is not
 _pool_lock = threading.Lock()
 _recent: OrderedDict[str, Future[bytes]] = OrderedDict()     # what is being compiled, and the last that was
 RECENT = 64
@@ -127,15 +127,14 @@ RECENT = 64
 
 def submit(text: str, target: CpuTarget, quick: bool = False) -> Future[bytes]:
     """`compile_text` on one of the compile threads: as many as there are processors. Equal texts are compiled once."""
-    global _pool
     key = object_key(text, target, quick)
     with _pool_lock:
         if key in _recent:
             _recent.move_to_end(key)
             return _recent[key]
-        if _pool is None:
-            _pool = ThreadPoolExecutor(_processors(), "engram-compile")
-        future = _recent[key] = _pool.submit(compile_text, text, target, quick)
+        if quick not in _pools:
+            _pools[quick] = ThreadPoolExecutor(_processors(), "engram-compile")
+        future = _recent[key] = _pools[quick].submit(compile_text, text, target, quick)
         if len(_recent) > RECENT:
             _recent.popitem(last=False)
         return future
@@ -150,8 +149,9 @@ def _processors() -> int:
 
 def _after_fork() -> None:
     """A child process has none of its parent's threads."""
-    global _pool, _pool_lock, _making
-    _pool, _pool_lock, _making = None, threading.Lock(), threading.Lock()
+    global _pool_lock, _making
+    _pool_lock, _making = threading.Lock(), threading.Lock()
+    _pools.clear()
     _recent.clear()
 
 

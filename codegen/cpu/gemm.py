@@ -412,7 +412,7 @@ class _Gen(Pack, Tiles):
         self.stream(2)
         self.dots()
         self.entry()
-        return self.tiles.parts(60_000) + self.m.parts(60_000)
+        return self.m.parts(60_000)[::-1] + self.tiles.parts(60_000)
 
 
 @functools.cache

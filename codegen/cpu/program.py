@@ -27,6 +27,7 @@ from .runtime import Interruptible, Memory, Runtime, compile_runtime, default_th
 from .target import CpuTarget, host_target
 
 ALIGN = 64
+BRIEF = 4 << 20             # elements computed up to which one call is over before good code would have been made
 REUSED = 1 << 20            # bytes of a result from which on its memory is kept for the next call
 
 
@@ -53,6 +54,11 @@ def _contracted(module: Module, target: CpuTarget) -> tuple[str, ...]:
     """The kinds of GEMM that the module probably needs."""
     kinds = {contract.kind(op) for op in module.walk() if op.name == "loop.contract"} - {None}
     return tuple(sorted(with_pairs(k, target) for k in kinds))
+
+
+def _elements(module: Module) -> int:
+    """How many elements a call computes, loops of the host level and sums aside."""
+    return sum(math.prod(op.attrs["extents"]) for op in module.walk() if op.name == "loop.parallel")
 
 
 def aligned_empty(shape, dtype: np.dtype) -> np.ndarray:
@@ -117,18 +123,19 @@ class Compiled:
     steps: list[Kernel]                                           # those whose time is counted
 
 
-def compile_module(module: Module, threads: int | None = None, profile: bool = False) -> Compiled:
-    """Code generation; nothing is loaded yet."""
+def compile_module(module: Module, threads: int | None = None, profile: bool = False, once: bool = False) -> Compiled:
+    """Code generation; nothing is loaded yet. `once`: for a single call; when that has little to do, compiling quickly is what counts."""
     target, threads = host_target(), threads or default_threads()
     if dtypes := _contracted(module, target):
         prepare(dtypes, target)                                   # the GEMM compiles while this module's text is written
     names = _entries(module)
+    brief = once and _elements(module) <= BRIEF
     texts: list[str] = []
     objects: list[Future[bytes]] = []
 
     def ready(text: str, quick: bool) -> None:
         texts.append(text)
-        objects.append(submit(text, target, quick))
+        objects.append(submit(text, target, quick or brief))
     emitter = Emitter(module, target, threads, profile, ready)
     emitter.run(names)
     offered = ["engram_barrier", "engram_fail", "engram_profile", *emitter.constants, *(symbol(d) for d in emitter.gemms)]
