@@ -8,6 +8,7 @@ import pytest
 pytest.importorskip("llvmlite")
 
 from engram.codegen.cpu import gemm
+from engram.codegen.cpu.gemm_base import FEW
 from engram.codegen.cpu.target import _describe
 
 NUMPY = {"f32": np.float32, "f64": np.float64, "i32": np.int32}
@@ -23,7 +24,7 @@ class Gemm:
         if machine and target.name != machine:
             pytest.skip(f"this processor cannot stand in for {machine}")
         self.dtype = dtype.split("/")[0]
-        address = gemm.gemm_address(dtype, target)
+        address = gemm.gemm_address(dtype + FEW, target)
         self.call = ctypes.CFUNCTYPE(None, ctypes.c_int64, ctypes.c_int64, ctypes.c_void_p, ctypes.c_void_p)(address)
         self.raw = np.zeros(gemm.scratch_bytes(target, dtype) + 64, np.uint8)
         self.scratch = -(-self.raw.ctypes.data // 64) * 64

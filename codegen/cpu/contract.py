@@ -14,7 +14,7 @@ from ...compiler.ir.builder import Builder
 from ...compiler.ir.core import Block, Op, Value
 from ...compiler.ir.types import ScalarType, f32, i64
 from ..epilogue import inline_epilogue
-from .gemm_base import ARG_INDEX, ARGS, MEMORY_TYPE, dtypes_of, kind_of, symbol, with_pairs
+from .gemm_base import ARG_INDEX, ARGS, FEW, MEMORY_TYPE, dtypes_of, kind_of, symbol, with_pairs
 from .scalars import mem_elem
 from .target import CpuTarget
 
@@ -38,6 +38,11 @@ class Dim:
         return replace(self, a=self.b, b=self.a)
 
 
+def is_few(m: int, n: int) -> bool:
+    """Whether a product may be for the GEMM's code for one or two rows."""
+    return min(m, n) <= 2
+
+
 @dataclass
 class GemmPlan:
     """`swapped`: lhs and rhs (and the roles of m and n) change places. `tables`: offsets a(m), a(k), b(k), b(n)."""
@@ -49,6 +54,11 @@ class GemmPlan:
     batch: list[Dim]
     swapped: bool = False
     tables: tuple[np.ndarray, ...] = ()
+
+    @property
+    def callee(self) -> str:
+        """The kind that is called: with few rows (or columns, which may become rows), that with code for them."""
+        return self.kind + FEW if is_few(self.m.size, self.n.size) and not self.tables else self.kind
 
     def cycles(self, target: CpuTarget) -> float:
         work = self.m.size * self.n.size * self.k.size
@@ -224,7 +234,7 @@ def emit_gemm(host, op: Op, p: GemmPlan, tid: str, threads: str, memory_of: str 
             return
         for x in "abc":
             put(x, f.op(f"ptrtoint ptr {f.gep(elems[x], base[x], offsets[x])} to i64"))
-        f.do(f"call void @{symbol(p.kind)}(i64 {tid}, i64 {threads}, ptr {scratch}, ptr {args})")
+        f.do(f"call void @{symbol(p.callee)}(i64 {tid}, i64 {threads}, ptr {scratch}, ptr {args})")
     nest(p.batch[2:], dict.fromkeys("abc", "0"))
 
 

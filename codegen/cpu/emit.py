@@ -313,8 +313,8 @@ class _Host(Body):
         if plan is None:
             self._parallel(contract.loop_kernel(op))
             return
-        self.e.gemms.add(plan.kind)                         # whose packing memory both use
-        self.f.module.declare(f"declare void @{symbol(plan.kind)}(i64, i64, ptr, ptr)")
+        self.e.gemms.add(plan.callee)                         # whose packing memory both use
+        self.f.module.declare(f"declare void @{symbol(plan.callee)}(i64, i64, ptr, ptr)")
         cycles = plan.cycles(self.target) + (self.e.epilogue(op, plan)[1].cost if op.regions else 0.0)
         single = cycles < SINGLE_CYCLES
         self.step(self.of_kernel(op, single), single)

@@ -332,8 +332,8 @@ class Body(Access):
             for o in contract.loop_nest(op):
                 self.op(o)
             return
-        self.gemms.add(plan.kind)
-        self.f.module.declare(f"declare void @{symbol(plan.kind)}(i64, i64, ptr, ptr)")
+        self.gemms.add(plan.callee)
+        self.f.module.declare(f"declare void @{symbol(plan.callee)}(i64, i64, ptr, ptr)")
         contract.emit_gemm(self, op, plan, "0", "1", "%tid")
 
     # ---- control

@@ -26,7 +26,7 @@ import functools
 import threading
 
 from .compile import Library, compile_many, submit
-from .gemm_base import ARG_INDEX, ARGS, CHUNK, Tiling, panel_at, panel_stride, scratch_bytes, symbol, tiling
+from .gemm_base import ARG_INDEX, ARGS, CHUNK, FEW, Tiling, panel_at, panel_stride, scratch_bytes, symbol, tiling
 from .gemm_pack import Pack
 from .gemm_tile import Tiles
 from .irtext import Fn
@@ -261,10 +261,8 @@ class _Gen(Pack, Tiles):
         f.label(done)
         return f.op(f"phi {self.e} [ {self.zero}, %{before} ], [ {value}, %{read} ]")
 
-    def entry(self) -> None:
-        """Reads the arguments, picks the path and this thread's share."""
-        t, e = self.t, self.e
-        f = Fn(self.m, f"void @{symbol(self.kind)}(i64 %tid, i64 %threads, ptr %scratch, ptr %args)")
+    def begin(self, f: Fn) -> tuple[dict[str, str], dict[str, str], str]:
+        """Reads the arguments: (as they are, with A and B swapped where C's columns do not have unit stride, whether C is overwritten)."""
         raw = {name: f.load("i64", f.gep("i64", "%args", str(i)), 8) for name, i in ARG_INDEX.items()}
         overwrite = f.op(f"icmp eq i64 {raw['accumulate']}, 0")
         # C must have unit column stride: otherwise compute its transpose. A column vector becomes a row vector.
@@ -278,62 +276,96 @@ class _Gen(Pack, Tiles):
         for x, y in pairs:
             g[x] = f.op(f"select i1 {swap}, i64 {raw[y]}, i64 {raw[x]}")
             g[y] = f.op(f"select i1 {swap}, i64 {raw[x]}, i64 {raw[y]}")
+        return raw, g, overwrite
+
+    def team(self, f: Fn, g: dict[str, str]) -> tuple[str, str, str, str]:
+        """Threads take whole matrices when there are enough of them, else share each matrix: (first, last + 1 of this thread's
+        matrices, how many threads share one, this one's number among them)."""
         batch = f.imul(g["batch0"], g["batch1"])
-        # Threads take whole matrices when there are enough of them, else share each matrix
         rest = f.urem(batch, "%threads")
         even = f.both(f.icmp("eq", rest, "0"), f.icmp("sge", batch, "%threads"))
         many = f.icmp("sge", batch, f.imul("%threads", "4"))
         by_batch = f.either(even, many)
         b_lo = f.udiv(f.imul("%tid", batch), "%threads")
         b_hi = f.udiv(f.imul(f.iadd("%tid", "1"), batch), "%threads")
-        b_lo = f.op(f"select i1 {by_batch}, i64 {b_lo}, i64 0")
-        b_hi = f.op(f"select i1 {by_batch}, i64 {b_hi}, i64 {batch}")
-        team = f.op(f"select i1 {by_batch}, i64 1, i64 %threads")
-        rank = f.op(f"select i1 {by_batch}, i64 0, i64 %tid")
+        return (f.op(f"select i1 {by_batch}, i64 {b_lo}, i64 0"), f.op(f"select i1 {by_batch}, i64 {b_hi}, i64 {batch}"),
+                f.op(f"select i1 {by_batch}, i64 1, i64 %threads"), f.op(f"select i1 {by_batch}, i64 0, i64 %tid"))
+
+    def matrix(self, f: Fn, g: dict[str, str], index: str) -> tuple[str, ...]:
+        """Where the matrices of a batch position start: (its two indices, A, B, C)."""
+        i0, i1 = f.udiv(index, g["batch1"]), f.urem(index, g["batch1"])
+
+        def base(x: str) -> str:
+            off = f.iadd(f.imul(i0, g[f"{x}_b0"]), f.imul(i1, g[f"{x}_b1"]))
+            return f.gep({"a": self.ea, "b": self.eb, "c": self.e}[x], f.op(f"inttoptr i64 {g[x]} to ptr"), off)
+        return i0, i1, base("a"), base("b"), base("c")
+
+    def entry(self) -> None:
+        """Reads the arguments and picks this thread's share."""
+        t, e = self.t, self.e
+        f = Fn(self.m, f"void @{symbol(self.kind)}(i64 %tid, i64 %threads, ptr %scratch, ptr %args)")
+        raw, g, overwrite = self.begin(f)
+        b_lo, b_hi, team, rank = self.team(f, g)
         tm, tn = self.grid(f, g["m"], g["n"], g["k"], team, self.in_place(f, g))
         rank_m, rank_n = f.udiv(rank, tn), f.urem(rank, tn)
         m0, m1 = self.share(f, g["m"], rank_m, tm, 2)
         n0, n1 = self.share(f, g["n"], rank_n, tn, t.nr)
-        # matrix-vector shapes split along n only
-        v0, v1 = self.share(f, g["n"], rank, team, 2 * t.lanes)
         tables = f.icmp("ne", raw["tables"], "0")
-        few = f.icmp("sle", g["m"], "2")
-        single = f.icmp("sle", g["m"], "1")
-        is_stream = f.both(few, f.icmp("eq", g["b_cs"], "1"))
-        k_unit = f.both(f.icmp("eq", g["a_cs"], "1"), f.icmp("eq", g["b_rs"], "1"))
-        is_dots = f.both(single, k_unit)
         epi, env = (f.op(f"inttoptr i64 {raw[x]} to ptr") for x in ("epilogue", "env"))
         discard = f.icmp("ne", raw["discard"], "0")
         with f.loop(b_lo, b_hi) as b:
-            i0, i1 = f.udiv(b.index, g["batch1"]), f.urem(b.index, g["batch1"])
-
-            def base(x: str) -> str:
-                off = f.iadd(f.imul(i0, g[f"{x}_b0"]), f.imul(i1, g[f"{x}_b1"]))
-                return f.gep({"a": self.ea, "b": self.eb, "c": e}[x], f.op(f"inttoptr i64 {g[x]} to ptr"), off)
-            pa, pb, pc = base("a"), base("b"), base("c")
-            labels = {x: f.new_label(x) for x in ("stream1", "stream2", "trydots", "dots", "tiles", "tables", "plain", "rows", "done")}
-            pick = f.new_label("pick")
-            f.branch(tables, labels["tables"], labels["plain"])
-            f.label(labels["tables"])
-            at = [f.op(f"inttoptr i64 {raw[x]} to ptr") for x in ("a_rs", "a_cs", "b_rs", "b_cs")]
-            c_here = f.gep(e, pc, f.iadd(f.imul(m0, raw["c_rs"]), n0))
+            i0, i1, pa, pb, pc = self.matrix(f, g, b.index)
+            rest = f"i1 {overwrite}, ptr {epi}, ptr {env}, i64 {i0}, i64 {i1}, i64 {m0}, i64 {n0}, i1 {discard}"
+            sizes = f"i64 {f.isub(m1, m0)}, i64 {f.isub(n1, n0)}, i64 {g['k']}"
+            done = f.new_label("done")
             if self.with_tables:
-                f.do(f"call void @single_tables(ptr %scratch, i64 {f.isub(m1, m0)}, i64 {f.isub(n1, n0)}, i64 {raw['k']}, ptr {pa}, "
-                     f"ptr {f.gep('i32', at[0], m0)}, ptr {at[1]}, ptr {pb}, ptr {at[2]}, ptr {f.gep('i32', at[3], n0)}, "
-                     f"ptr {c_here}, i64 {raw['c_rs']}, i1 {overwrite}, ptr {epi}, ptr {env}, i64 {i0}, i64 {i1}, i64 {m0}, i64 {n0}, "
-                     f"i1 {discard})")
-            f.jump(labels["done"])
-            f.label(labels["plain"])
-            f.branch(is_stream, pick, labels["trydots"])
-            f.label(pick)
+                offsets, plain = f.new_label("tables"), f.new_label("plain")
+                f.branch(tables, offsets, plain)
+                f.label(offsets)
+                at = [f.op(f"inttoptr i64 {raw[x]} to ptr") for x in ("a_rs", "a_cs", "b_rs", "b_cs")]
+                c_here = f.gep(e, pc, f.iadd(f.imul(m0, raw["c_rs"]), n0))
+                f.do(f"call void @single_tables(ptr %scratch, {sizes}, ptr {pa}, ptr {f.gep('i32', at[0], m0)}, ptr {at[1]}, ptr {pb}, ptr {at[2]}, "
+                     f"ptr {f.gep('i32', at[3], n0)}, ptr {c_here}, i64 {raw['c_rs']}, {rest})")
+                f.jump(done)
+                f.label(plain)
+            a_at = f.gep(self.ea, pa, f.imul(m0, g["a_rs"]))
+            b_at = f.gep(self.eb, pb, f.imul(n0, g["b_cs"]))
+            c_at = f.gep(e, pc, f.iadd(f.imul(m0, g["c_rs"]), n0))
+            f.do(f"call void @single(ptr %scratch, {sizes}, ptr {a_at}, i64 {g['a_rs']}, i64 {g['a_cs']}, ptr {b_at}, i64 {g['b_rs']}, "
+                 f"i64 {g['b_cs']}, ptr {c_at}, i64 {g['c_rs']}, {rest})")
+            f.jump(done)
+            f.label(done)
+        f.finish()
+
+    def few_entry(self) -> None:
+        """Matrix-vector shapes, split along n only; everything else is passed on."""
+        e = self.e
+        args = "(i64 %tid, i64 %threads, ptr %scratch, ptr %args)"
+        f = Fn(self.m, f"void @{symbol(self.kind)}{args}")
+        plain = symbol(self.kind.removesuffix(FEW))
+        f.module.declare(f"declare void @{plain}(i64, i64, ptr, ptr)")
+        raw, g, overwrite = self.begin(f)
+        single = f.icmp("sle", g["m"], "1")
+        is_stream = f.both(f.icmp("sle", g["m"], "2"), f.icmp("eq", g["b_cs"], "1"))
+        k_unit = f.both(f.icmp("eq", g["a_cs"], "1"), f.icmp("eq", g["b_rs"], "1"))
+        is_few = f.both(f.either(is_stream, f.both(single, k_unit)), f.icmp("eq", raw["tables"], "0"))
+        with f.when(f.op(f"xor i1 {is_few}, true")):
+            f.do(f"call void @{plain}{args}")
+        b_lo, b_hi, team, rank = self.team(f, g)
+        b_hi = f.op(f"select i1 {is_few}, i64 {b_hi}, i64 {b_lo}")
+        v0, v1 = self.share(f, g["n"], rank, team, 2 * self.t.lanes)
+        epi, env = (f.op(f"inttoptr i64 {raw[x]} to ptr") for x in ("epilogue", "env"))
+        with f.loop(b_lo, b_hi) as b:
+            i0, i1, pa, pb, pc = self.matrix(f, g, b.index)
+            labels = {x: f.new_label(x) for x in ("pick", "stream1", "stream2", "dots", "rows")}
+            f.branch(is_stream, labels["pick"], labels["dots"])
+            f.label(labels["pick"])
             f.branch(single, labels["stream1"], labels["stream2"])
             for m in (1, 2):
                 f.label(labels[f"stream{m}"])
                 f.do(f"call void @stream{m}(i64 {v0}, i64 {v1}, i64 {g['k']}, ptr {pa}, i64 {g['a_rs']}, "
                      f"i64 {g['a_cs']}, ptr {pb}, i64 {g['b_rs']}, ptr {pc}, i64 {g['c_rs']}, i1 {overwrite})")
                 f.jump(labels["rows"])
-            f.label(labels["trydots"])
-            f.branch(is_dots, labels["dots"], labels["tiles"])
             f.label(labels["dots"])
             f.do(f"call void @dots(i64 {v0}, i64 {v1}, i64 {g['k']}, ptr {pa}, ptr {pb}, i64 {g['b_cs']}, ptr {pc}, "
                  f"i1 {overwrite})")
@@ -341,17 +373,6 @@ class _Gen(Pack, Tiles):
             f.label(labels["rows"])
             with f.when(f.both(f.op(f"icmp ne ptr {epi}, null"), f.icmp("slt", v0, v1))):
                 self.call_epilogue(f, epi, env, f.gep(e, pc, v0), g["c_rs"], i0, i1, "0", g["m"], v0, v1)
-            f.jump(labels["done"])
-            f.label(labels["tiles"])
-            a_at = f.gep(self.ea, pa, f.imul(m0, g["a_rs"]))
-            b_at = f.gep(self.eb, pb, f.imul(n0, g["b_cs"]))
-            c_at = f.gep(e, pc, f.iadd(f.imul(m0, g["c_rs"]), n0))
-            f.do(f"call void @single(ptr %scratch, i64 {f.isub(m1, m0)}, i64 {f.isub(n1, n0)}, i64 {g['k']}, "
-                 f"ptr {a_at}, i64 {g['a_rs']}, i64 {g['a_cs']}, ptr {b_at}, i64 {g['b_rs']}, i64 {g['b_cs']}, "
-                 f"ptr {c_at}, i64 {g['c_rs']}, i1 {overwrite}, ptr {epi}, ptr {env}, i64 {i0}, i64 {i1}, i64 {m0}, i64 {n0}, "
-                 f"i1 {discard})")
-            f.jump(labels["done"])
-            f.label(labels["done"])
         f.finish()
 
     def share(self, f: Fn, total: str, rank: str, team: str, unit: int) -> tuple[str, str]:
@@ -389,7 +410,13 @@ class _Gen(Pack, Tiles):
         return best, f.udiv(team, best)
 
     def texts(self) -> list[str]:
-        """The modules, to be compiled side by side."""
+        """The modules, to be compiled side by side, those that take longest first."""
+        if self.few:
+            self.stream(1)
+            self.stream(2)
+            self.dots()
+            self.few_entry()
+            return [self.m.text()]
         for h in self.t.heights:
             for nw in sorted({1, self.t.nw}):
                 self.micro(h, nw)
@@ -408,9 +435,6 @@ class _Gen(Pack, Tiles):
         self.single()
         if self.with_tables:
             self.single(tables=True)
-        self.stream(1)
-        self.stream(2)
-        self.dots()
         self.entry()
         return self.m.parts(60_000)[::-1] + self.tiles.parts(60_000)
 
@@ -435,10 +459,12 @@ def compile_gemm(kind: str, target: CpuTarget | None = None) -> None:
 def gemm_address(kind: str, target: CpuTarget | None = None) -> int:
     """The compiled GEMM of a kind; loaded once per process."""
     target = target or host_target()
+    plain = kind.removesuffix(FEW)
+    needs = {symbol(plain): gemm_address(plain, target)} if plain != kind else {}
     with _loading:
         if (target, kind) not in _loaded:
             blobs = compile_many(gemm_texts(target, kind), target)
-            _loaded[target, kind] = Library(blobs, [symbol(kind)], target=target)
+            _loaded[target, kind] = Library(blobs, [symbol(kind)], needs, target=target)
     return _loaded[target, kind].address(symbol(kind))
 
 

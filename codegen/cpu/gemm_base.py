@@ -26,6 +26,7 @@ MEMORY_SIZE = {**SIZE, "bf16": 2, "f16": 2, "i16": 2, "i8": 1, "u16": 2, "u8": 1
 
 PAIRS = ":pairs"   # of a kind whose packed panels hold pairs of neighbouring k's, for instructions that multiply pairs
 WITH_TABLES = "/tables"                # of a kind that can also take offsets from tables: more code, which few programs need
+FEW = "+few"       # of the code for one or two rows of a kind, which leaves everything else to that kind; many programs need none
 
 
 def kind_of(acc: str, lhs: str, rhs: str, tables: bool = False) -> str:
@@ -35,7 +36,7 @@ def kind_of(acc: str, lhs: str, rhs: str, tables: bool = False) -> str:
 
 def dtypes_of(kind: str) -> tuple[str, str, str]:
     """(sums, lhs, rhs) of a kind."""
-    acc, *sides = kind.removesuffix(WITH_TABLES).removesuffix(PAIRS).split(":")
+    acc, *sides = kind.removesuffix(FEW).removesuffix(WITH_TABLES).removesuffix(PAIRS).split(":")
     return (acc, *(sides or (acc, acc)))
 
 
@@ -93,14 +94,16 @@ def panel_stride(t: Tiling) -> int:
 
 
 def symbol(kind: str) -> str:
-    return f"engram_gemm_{kind.replace(':', '_').replace('/', '_')}"
+    return f"engram_gemm_{kind.replace(':', '_').replace('/', '_').replace('+', '_')}"
 
 
 class Base:
     """Small instructions on vectors of the sums' dtype, and reading operands as such."""
 
     def __init__(self, target: CpuTarget, kind: str):
-        self.target, self.kind, self.with_tables = target, kind, kind.endswith(WITH_TABLES)
+        self.target, self.kind, self.few = target, kind, kind.endswith(FEW)
+        kind = kind.removesuffix(FEW)
+        self.with_tables = kind.endswith(WITH_TABLES)
         self.t = tiling(target, kind)
         self.m, self.tiles = Module(target), Module(target)
         dtype, *sides = dtypes_of(kind)

@@ -77,19 +77,27 @@ class Pack(Base):
         f.branch(f.op("icmp eq i64 %sk, 1"), unit_k, other)
         f.label(unit_k)
         top = f.isub("%valid", "1")
-        bases = [f.gep(src_e, "%src", f.imul(f.imin(str(i), top), "%si")) for i in range(parts * w)]
         whole = "%kc" if masked else f.op(f"and i64 %kc, -{w}")
-        with f.loop("0", whole, str(w)) as loop:
-            m = self.mask(f, f.isub("%kc", loop.index)) if masked else None
-            ahead = f.iadd(loop.index, f.imul("%si", "%h"))           # the next panel
-            for i in range(parts * w):
-                self.prefetch(f, f.gep(src_e, bases[i], ahead), 2)
-            cols = [self.transpose(f, [self.vload_side(f, side, f.gep(src_e, bases[p * w + i], loop.index), m) for i in range(w)])
-                    for p in range(parts)]
-            for k in range(w):
-                dst = f.gep(e, "%dst", f.imul(f.iadd(loop.index, str(k)), "%h"))
-                for p in range(parts):
-                    self.vstore(f, cols[p][k], f.gep(e, dst, str(p * w)))
+
+        def transposed(vectors: list[str]) -> None:
+            """These vectors (by number) of every k."""
+            ats = [f.imul(p, str(w)) for p in vectors]
+            bases = [[f.gep(src_e, "%src", f.imul(f.imin(f.iadd(at, str(i)), top), "%si")) for i in range(w)] for at in ats]
+            with f.loop("0", whole, str(w)) as loop:
+                m = self.mask(f, f.isub("%kc", loop.index)) if masked else None
+                ahead = f.iadd(loop.index, f.imul("%si", "%h"))           # the next panel
+                for base in sum(bases, []):
+                    self.prefetch(f, f.gep(src_e, base, ahead), 2)
+                cols = [self.transpose(f, [self.vload_side(f, side, f.gep(src_e, base, loop.index), m) for base in rows]) for rows in bases]
+                for k in range(w):
+                    dst = f.gep(e, "%dst", f.imul(f.iadd(loop.index, str(k)), "%h"))
+                    for at, col in zip(ats, cols):
+                        self.vstore(f, col[k], f.gep(e, dst, at))
+        if side == "a" or parts == 1:
+            transposed([str(p) for p in range(parts)])
+        else:                                  # B's panels are whole vectors wide: one after the other, half as much code
+            with f.loop("0", str(parts)) as part:
+                transposed([part.index])
         if masked:
             f.jump(out)
             from_k, before = "0", test

@@ -22,7 +22,7 @@ from . import contract
 from .compile import Library, load, submit
 from .emit import Emitter, n_inputs
 from .gemm import compile_gemm, gemm_address, scratch_bytes, symbol
-from .gemm_base import with_pairs
+from .gemm_base import FEW, with_pairs
 from .runtime import Interruptible, Memory, Runtime, compile_runtime, default_threads, runtime, symbols
 from .target import CpuTarget, host_target
 
@@ -52,8 +52,13 @@ def prepare(dtypes: tuple[str, ...] = ("f32",), target: CpuTarget | None = None)
 
 def _contracted(module: Module, target: CpuTarget) -> tuple[str, ...]:
     """The kinds of GEMM that the module probably needs."""
-    kinds = {contract.kind(op) for op in module.walk() if op.name == "loop.contract"} - {None}
-    return tuple(sorted(with_pairs(k, target) for k in kinds))
+    kinds = set()
+    for op in module.walk():
+        if op.name == "loop.contract" and (kind := contract.kind(op)) is not None and (groups := contract.contraction_groups(op, contract.SMALL_INSIDE)) is not None:
+            kind = with_pairs(kind, target)
+            few = contract.is_few(*(math.prod(d.size for d in groups[i]) for i in (1, 2)))
+            kinds |= {kind, kind + FEW} if few else {kind}
+    return tuple(sorted(kinds))
 
 
 def _elements(module: Module) -> int:
