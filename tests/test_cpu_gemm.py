@@ -133,3 +133,19 @@ def test_nothing_outside_c_is_written():
             run(a, b, frame[:, :, 1:m + 1, 20:n + 20])
             frame[:, :, 1:m + 1, 20:n + 20] = 5
             assert np.all(frame == 5)
+
+
+@pytest.mark.parametrize("shape,few", [((1, 64, 128), True), ((64, 128, 2), True), ((64, 64, 64), False)])
+def test_code_for_few_rows_is_for_programs_that_need_it(shape, few):
+    from engram.codegen.cpu.program import CpuProgram
+    from engram.compiler import driver
+    from engram.compiler.ir import Func, Module, TensorType, f32
+    from engram.compiler.ir.builder import Builder
+    m, k, n = shape
+    f = Func("f", [TensorType(f32, (m, k)), TensorType(f32, (k, n))], ["a", "b"], [TensorType(f32, (m, n))])
+    b = Builder(f.body)
+    b.op("func.return", [b.op("tensor.dot_general", f.args, {"lhs_batch": [], "rhs_batch": [], "lhs_contract": [1], "rhs_contract": [0]}).result])
+    program = CpuProgram(driver.lower(Module([f], {"stage": "nn", "entries": ["f"]})))
+    assert program.compiled.gemms == (["f32+few"] if few else ["f32"])
+    x, y = (np.random.default_rng(i).normal(size=s).astype("f4") for i, s in enumerate(((m, k), (k, n))))
+    np.testing.assert_allclose(program.call("f", [x, y])[0], x.astype("f8") @ y, rtol=0, atol=1e-4)

@@ -38,3 +38,25 @@ def test_damaged_entries_are_compiled_anew(tmp_path, monkeypatch):
     for f in (tmp_path / "programs").iterdir():
         f.write_bytes(b"garbage")
     assert driver.build(module(2.0), "cpu", threads=1).call("f", [x])[0].tobytes() == cold.tobytes()
+
+
+def test_what_runs_once_is_compiled_the_quick_way_to_the_same_bits(tmp_path, monkeypatch):
+    from engram.codegen.cpu import program
+    monkeypatch.setenv("ENGRAM_CACHE_DIR", str(tmp_path))
+    f = Func("f", [TensorType(f32, (40, 37))], ["x"], [TensorType(f32, (40, 37))])
+    b = Builder(f.body)
+    b.op("func.return", [b.mul(b.op("tensor.exp", f.args).result, 3.0)])
+    m, ways = Module([f], {"stage": "nn", "entries": ["f"]}), []
+    submit = program.submit
+    monkeypatch.setattr(program, "submit", lambda text, target, quick: ways.append(quick) or submit(text, target, quick))
+    x = np.random.default_rng(0).normal(size=(40, 37)).astype("f4")
+    good = driver.build(m, "cpu", threads=1).call("f", [x])[0]
+    assert ways and not any(ways)
+    ways.clear()
+    assert driver.build(m, "cpu", threads=1, once=True).call("f", [x])[0].tobytes() == good.tobytes()
+    assert ways and all(ways)
+    ways.clear()
+    monkeypatch.setattr(program, "BRIEF", 1000)                # as for what has much to do
+    driver.build(module(2.5), "cpu", threads=1, once=True)     # and a softmax, which sums
+    program.compile_module(driver.lower(m), 1, once=True)
+    assert not any(ways)

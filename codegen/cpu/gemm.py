@@ -1,7 +1,8 @@
 """Matrix multiplication: LLVM text for one packed GEMM per dtype, made from the target description.
 
 `C = A @ B` or `C += A @ B` over two batch dimensions with run-time sizes and arbitrary strides of A and B, so one
-compiled function serves every contraction of a dtype (and is compiled once per machine: the object is cached).
+compiled function serves every contraction of a dtype (and is compiled once per machine: the object is cached). The code for one
+or two rows is a function of its own (a kind with `FEW`), which only programs with such products load.
 
 * Register tiles: MR x (NW vectors) accumulators; MR x NW x lanes from the register count. Rows are spread evenly over
   panels of even height <= MR, so no more than one row of a matrix is wasted.

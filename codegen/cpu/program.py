@@ -27,6 +27,7 @@ from .runtime import Interruptible, Memory, Runtime, compile_runtime, default_th
 from .target import CpuTarget, host_target
 
 ALIGN = 64
+REPEATING = ("loop.for", "loop.while", "loop.reduce", "loop.contract", "loop.sort")
 BRIEF = 4 << 20             # elements computed up to which one call is over before good code would have been made
 REUSED = 1 << 20            # bytes of a result from which on its memory is kept for the next call
 
@@ -61,9 +62,11 @@ def _contracted(module: Module, target: CpuTarget) -> tuple[str, ...]:
     return tuple(sorted(kinds))
 
 
-def _elements(module: Module) -> int:
-    """How many elements a call computes, loops of the host level and sums aside."""
-    return sum(math.prod(op.attrs["extents"]) for op in module.walk() if op.name == "loop.parallel")
+def _is_brief(module: Module) -> bool:
+    """Whether a call is surely over soon: few elements, and nothing that repeats."""
+    ops = list(module.walk())
+    return (not any(op.name in REPEATING for op in ops)
+            and sum(math.prod(op.attrs["extents"]) for op in ops if op.name == "loop.parallel") <= BRIEF)
 
 
 def aligned_empty(shape, dtype: np.dtype) -> np.ndarray:
@@ -134,7 +137,7 @@ def compile_module(module: Module, threads: int | None = None, profile: bool = F
     if dtypes := _contracted(module, target):
         prepare(dtypes, target)                                   # the GEMM compiles while this module's text is written
     names = _entries(module)
-    brief = once and _elements(module) <= BRIEF
+    brief = once and _is_brief(module)
     texts: list[str] = []
     objects: list[Future[bytes]] = []
 
