@@ -411,7 +411,7 @@ class _Gen(Pack, Tiles):
         return best, f.udiv(team, best)
 
     def texts(self) -> list[str]:
-        """The modules, to be compiled side by side, those that take longest first."""
+        """The modules, to be compiled side by side."""
         if self.few:
             self.stream(1)
             self.stream(2)
@@ -437,7 +437,7 @@ class _Gen(Pack, Tiles):
         if self.with_tables:
             self.single(tables=True)
         self.entry()
-        return self.m.parts(60_000)[::-1] + self.tiles.parts(60_000)
+        return self.tiles.parts(60_000) + self.m.parts(60_000)
 
 
 @functools.cache
@@ -453,7 +453,7 @@ _loading = threading.Lock()
 def compile_gemm(kind: str, target: CpuTarget | None = None) -> None:
     """Start compiling the GEMM of a kind (gemm_base.kind_of) beside whatever comes next."""
     target = target or host_target()
-    for text in gemm_texts(target, kind) if (target, kind) not in _loaded else ():
+    for text in reversed(gemm_texts(target, kind)) if (target, kind) not in _loaded else ():      # the last take longest
         submit(text, target)
 
 
