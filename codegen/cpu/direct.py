@@ -66,7 +66,7 @@ class DirectPlan:
         return -(-self.n.size // (self.nw * target.lanes(self.dtype)))
 
     @property
-    def kind(self) -> str:
+    def callee(self) -> str:
         """The GEMM whose packing memory it uses."""
         return self.dtype
 
