@@ -140,7 +140,11 @@ class Trainer:
         self._owner = None                                   # the program whose handles the slots are
         self.stale = False                                   # someone else holds newer weights
         from .compiler import driver
-        driver.begin([plan.module, *(p.module for p in plan.phases)], backend)
+        driver.begin(self._modules(), backend)
+
+    def _modules(self) -> list[Any]:
+        """The plan's modules, each once: a phase may have one of its own."""
+        return list({id(m): m for m in (self.plan.module, *(p.module for p in self.plan.phases))}.values())
 
     def _build(self, module, once: bool = False):
         from .cheap import mark_plan
@@ -169,7 +173,7 @@ class Trainer:
         """Fresh values for every slot. CompileError where a learning rule is not local."""
         from .compiler import driver
         from .frontend import reachable
-        for module in {id(m): m for m in (self.plan.module, *(p.module for p in self.plan.phases))}.values():
+        for module in self._modules():
             driver.prove(module)
         program = self._build(reachable(self.plan.module, ["init"]), once=True)
         self._own(program, program.call("init", [key_of(seed, 1)]))
