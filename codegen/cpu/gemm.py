@@ -40,6 +40,10 @@ class _Gen(Pack, Tiles):
     def whole_panels(self, f: Fn, n: str) -> str:
         return f.imul(f.udiv(n, str(self.t.nr)), str(self.t.nr))
 
+    def packed_panel(self, f: Fn, packed_b: str, j: str, k: str, direct: str) -> str:
+        """Where the panel of B from column j on is packed; of a B that is read where it lies only the ragged last one is."""
+        return f.gep(self.e, packed_b, f.op(f"select i1 {direct}, i64 0, i64 {f.imul(j, k)}"))
+
     def single(self, tables: bool = False) -> None:
         """C[m x n] (+)= A @ B for one thread: the blocked loops. C has unit column stride. With `tables`, the strides of
         A and B are pointers to i32 element offsets per row and per k."""
@@ -57,12 +61,13 @@ class _Gen(Pack, Tiles):
         per = "2" if self.pairs else "1"
         blocks = f.udiv(f.iadd(total, str(t.kc - 1)), str(t.kc))
         blocks = f.op(f"call i64 {f.module.intrinsic('i64', 'llvm.smax.i64', 'i64', 'i64')}(i64 {blocks}, i64 1)")
-        kc = f.udiv(f.iadd(total, f.isub(blocks, "1")), blocks)        # even blocks: no short last one
+        # even blocks of whole cache lines: no short last one, no line of A's rows read for two of them
+        kc = f.imul(f.udiv(f.iadd(f.udiv(f.iadd(total, f.isub(blocks, "1")), blocks), str(t.lanes - 1)), str(t.lanes)), str(t.lanes))
         has_epilogue = f.op("icmp ne ptr %epi, null")
         # sums that only the epilogue needs stay with the thread, unless later blocks of k add to them
         own = f.both("%discard", f.icmp("eq", blocks, "1"))
         own_panel = f.gep(e, "%scratch", str(panel_at(t)))
-        # B that few rows use and that already lies contiguous is read where it is
+        # B that few rows use and that already lies contiguous is read where it is, but for a ragged last panel
         few = f.icmp("sle", "%m", str(5 * t.mr))
         direct, unit_b = "false", "false"
         if not tables:
@@ -89,17 +94,17 @@ class _Gen(Pack, Tiles):
                 b_block = "%b" if tables else f.gep(self.eb, "%b", f.iadd(f.imul(f.imul(pc.index, per), "%brs"), f.imul(jc.index, "%bcs")))
                 # whole panels that lie row by row are packed by the first tiles that use them
                 late = f.both(f.op(f"xor i1 {few}, true"), unit_b)
-                unpacked = "0" if self.pairs else f.op(f"select i1 {late}, i64 {self.whole_panels(f, n_here)}, i64 0")
+                whole = self.whole_panels(f, n_here)
+                unpacked = "0" if self.pairs else f.op(f"select i1 {late}, i64 {whole}, i64 0")
                 left = f.isub("%k", f.imul(pc.index, per))
-                with f.when(f.op(f"xor i1 {direct}, true")):
-                    with f.loop(unpacked, n_here, str(t.nr)) as j:
-                        if tables:
-                            src = (f"ptr %b, ptr {f.gep('i32', '%bcs', f.iadd(jc.index, j.index))}, "
-                                   f"ptr {f.gep('i32', '%brs', pc.index)}")
-                        else:
-                            src = f"ptr {f.gep(self.eb, b_block, f.imul(j.index, '%bcs'))}, i64 %bcs, i64 %brs"
-                        f.do(f"call void @pack_b{'_tables' if tables else ''}(ptr {f.gep(e, packed_b, f.imul(j.index, k_here))}, "
-                             f"{src}, i64 {t.nr}, i64 {f.isub(n_here, j.index)}, i64 {k_here}{f', i64 {left}' if self.pairs else ''})")
+                with f.loop(f.op(f"select i1 {direct}, i64 {whole}, i64 {unpacked}"), n_here, str(t.nr)) as j:
+                    if tables:
+                        src = (f"ptr %b, ptr {f.gep('i32', '%bcs', f.iadd(jc.index, j.index))}, "
+                               f"ptr {f.gep('i32', '%brs', pc.index)}")
+                    else:
+                        src = f"ptr {f.gep(self.eb, b_block, f.imul(j.index, '%bcs'))}, i64 %bcs, i64 %brs"
+                    f.do(f"call void @pack_b{'_tables' if tables else ''}(ptr {self.packed_panel(f, packed_b, j.index, k_here, direct)}, "
+                         f"{src}, i64 {t.nr}, i64 {f.isub(n_here, j.index)}, i64 {k_here}{f', i64 {left}' if self.pairs else ''})")
                 with f.loop("0", "%m", str(t.mc)) as ic:
                     m_here = f.imin(str(t.mc), f.isub("%m", ic.index))
                     pairs = f.udiv(f.iadd(m_here, "1"), "2")
@@ -137,7 +142,7 @@ class _Gen(Pack, Tiles):
                         ldc = f.op(f"select i1 {own}, i64 {panel_stride(t)}, i64 %ldc")
                         with f.loop("0", n_here, str(t.nr)) as j:
                             cols = f.imin(str(t.nr), f.isub(n_here, j.index))
-                            packed = f.gep(e, packed_b, f.imul(j.index, k_here))
+                            packed = self.packed_panel(f, packed_b, j.index, k_here, direct)
                             c_tile = f.gep(e, c_panel, j.index)
                             rows = f.imin(valid, height)
                             if tables:
@@ -171,8 +176,9 @@ class _Gen(Pack, Tiles):
                           f"i64 {rows}, i1 {first}, ptr {packed}")
         f.jump(done)
         f.label(plain)
-        b_panel = f.op(f"select i1 {direct}, ptr {here}, ptr {packed}")
-        ldb = f.op(f"select i1 {direct}, i64 %brs, i64 {t.nr}")
+        in_place = f.both(direct, f.icmp("sge", cols, str(t.nr)))
+        b_panel = f.op(f"select i1 {in_place}, ptr {here}, ptr {packed}")
+        ldb = f.op(f"select i1 {in_place}, i64 %brs, i64 {t.nr}")
         self.any_tile(f, temporary, k, a_panel, b_panel, ldb, c_tile, ldc, cols, rows, first, height)
         f.jump(done)
         f.label(done)

@@ -72,7 +72,7 @@ def tiling(target: CpuTarget, kind: str) -> Tiling:
     nw = 2
     mr = 14 if target.registers >= 32 else 6        # mr * nw accumulators + nw of B + 1 broadcast <= registers
     nr = nw * lanes
-    kc = max(64, min(512, int(target.l1 * 0.35) // (mr * size)) // 8 * 8)
+    kc = max(64, min(512, int(target.l1 * 0.45) // (mr * size)) // lanes * lanes)
     nc = max(nr, min(1024, target.l2 // 2 // (kc * size)) // nr * nr)
     return Tiling(lanes, mr, nw, kc, 16 * mr, nc)
 
@@ -128,9 +128,9 @@ class Base:
             return f.op(f"call {v} {f.module.intrinsic(v, name, v, v, v)}({v} {a}, {v} {b}, {v} {c})")
         return f.op(f"fadd {v} {c}, {f.op(f'fmul {v} {a}, {b}')}")
 
-    def packed_row(self, f: Fn, ptr: str, mask: str | None) -> str:
-        """A vector of a packed panel of B."""
-        return f.load(vec("i32", self.w), ptr, 4) if self.pairs else self.vload(f, ptr, mask)
+    def packed_row(self, f: Fn, ptr: str) -> str:
+        """A vector of a panel of B, which is whole: a load under a mask costs one of the FMA's turns on Zen 4."""
+        return f.load(vec("i32", self.w), ptr, 4) if self.pairs else self.vload(f, ptr)
 
     def packed_splat(self, f: Fn, ptr: str) -> str:
         """One element of a packed panel of A, in all lanes."""

@@ -46,13 +46,14 @@ class Tiles(Base):
         eb = self.eb if packs else self.e
 
         def step(a: str, b: str, acc: list[str], packed: str = "") -> list[str]:
+            self.prefetch(f, f.gep(self.e, a, str(PREFETCH // 2 * h)))    # B's panels pass through L1 and push A's out
             soon = f.gep(eb, b, ahead)                         # B's panels come from L2
             for j in range(nw):
                 self.prefetch(f, f.gep(eb, soon, str(j * self.w)))
                 if not packs:
                     self.prefetch(f, f.gep(eb, f.gep(eb, b, beside), str(j * self.w)), 2)
             bs = [self.vload_side(f, "b", f.gep(eb, b, str(j * self.w))) if packs else
-                  self.packed_row(f, f.gep(eb, b, str(j * self.w)), masks[j]) for j in range(nw)]
+                  self.packed_row(f, f.gep(eb, b, str(j * self.w))) for j in range(nw)]
             for j in range(nw if packs else 0):
                 self.vstore(f, bs[j], f.gep(self.e, packed, str(j * self.w)))
             out = []
