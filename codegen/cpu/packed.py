@@ -3,8 +3,9 @@
 A register holds the codes of 4 (16 bytes) to 16 (64 bytes) columns, four k each; an activation is broadcast as four k of one row. The units that
 threads share are tiles of the result: a few panels of 16 columns by a few rows; integer sums are the same in any order.
 
-* One row: four panels at once. Two-bit codes are not shifted: masked in place they are multiplied as 1, 4, 16 and 64 times themselves
-  into sums of their own, which are shifted once at the end.
+* One row: codes are read once, so the order in memory is what counts: panel by panel, one line after the other, as a read of plain memory
+  (four panels side by side reached two thirds of it). A few steps at a time have sums of their own, to hide their latency. Codes of two and four bits
+  are not shifted: masked in place they are multiplied as 1, 4, 16 and 64 times themselves into sums of their own, which are shifted once at the end.
 * More rows: codes are unpacked once for all rows of the tile.
 """
 from __future__ import annotations
@@ -35,10 +36,11 @@ class Contract:
         self.vectors = COLUMNS // self.d.lanes              # of a panel
         self.parts = 1 if self.fmt.bits >= 8 else 8 // self.fmt.bits
         many = target.registers >= 32
-        # one row: enough sums in flight to hide their latency
-        self.own_sums = self.m == 1 and self.fmt.bits == 2 and self.k < 1 << 17
+        # codes masked in place are bytes up to 240: as they are for instructions that take them unsigned and do not saturate
+        whole_bytes = self.fmt.bits == 2 or not self.fmt.powers and (self.d.vnni or target.name != "avx2")
+        self.own_sums = self.m == 1 and self.parts > 1 and whole_bytes and not self.d.sdot and self.k < 1 << 17
         if self.m == 1:
-            self.rows, self.across = 1, max(1, (4 if self.parts > 1 else 8) // self.vectors)
+            self.rows, self.across = 1, 1
         else:
             self.across = 2 if many and self.vectors == 1 else 1
             room = (24 if many else 8) // (self.across * self.vectors)
@@ -66,44 +68,75 @@ class Contract:
                 here = f.icmp("eq", f.imin(str(self.rows), f.isub(str(self.m), row)), str(r))
                 here = f.both(here, f.icmp("eq", f.imin(str(self.across), f.isub(str(self.panels), panel)), str(a)))
                 with f.when(here):
-                    self.tile(f, r, a, row, panel)
+                    if self.m == 1:
+                        self.row(f, panel)
+                    else:
+                        self.tile(f, r, a, row, panel)
         f.do("ret void")
         body = "\n".join(["entry:", *f.entry, *f.lines])
         return f"define {f.header} {f.attrs} {{\n{body}\n}}"
 
+    def row(self, f: Fn, panel: str) -> None:
+        """One row times one panel: its lines in order, `turns` of them with sums of their own."""
+        d, v, size = self.d, self.d.v, self.fmt.memory[1].bytes
+        w = f.gep("i8", "%w", f.imul(panel, str(self.steps * STEP_BYTES)))
+        sums = self.parts if self.own_sums else 1
+        turns = max(1, min(8 // (sums * self.vectors), self.steps))
+        whole = self.steps // turns * turns
+
+        def step(s: str, acc: list[str]) -> None:
+            """Adds a step's products to acc: [vector of the panel][part]."""
+            at = f.imul(s, str(STEP_BYTES))
+            codes = [f.load(v, f.gep("i8", w, f.iadd(at, str(i * self.target.vector_bytes))), 16) for i in range(self.vectors)]
+            for j in range(self.parts):
+                x = d.splat(f, f.load("i32", f.gep("i8", "%x", f.imul(f.iadd(f.imul(s, str(self.parts)), str(j)), "4")), 1 if size == 1 else 2))
+                for i, c in enumerate(codes):
+                    cell = i * sums + (j if self.own_sums else 0)
+                    acc[cell] = d.dot(f, acc[cell], d.masked(f, c, j) if self.own_sums else d.unpack(f, c, j), x)
+
+        each = self.vectors * sums
+        first = [self.start(f, 1, ["%x"])[0] if c % sums == 0 else "zeroinitializer" for c in range(each)]
+        carried = [(v, x) for x in first + ["zeroinitializer"] * (each * (turns - 1))]
+        with f.loop("0", str(whole), str(turns), carried=carried, nonempty=True) as loop:
+            acc = list(loop.values)
+            for t in range(turns):
+                part = acc[t * each:(t + 1) * each]
+                step(f.iadd(loop.index, str(t)), part)
+                acc[t * each:(t + 1) * each] = part
+            loop.next = acc
+        total = loop.results[:each]
+        for t in range(1, turns):
+            total = [f.op(f"add {v} {a}, {b}") for a, b in zip(total, loop.results[t * each:(t + 1) * each])]
+        for s in range(whole, self.steps):
+            step(str(s), total)
+        for i in range(self.vectors):
+            out = total[i * sums]
+            for j in range(1, sums):
+                out = f.op(f"add {v} {out}, {f.op(f'ashr {v} {total[i * sums + j]}, splat (i32 {self.fmt.bits * j})')}")
+            self.store(f, out, "0", panel, i)
+
     def tile(self, f: Fn, rows: int, across: int, row: str, panel: str) -> None:
+        """A few rows times a few panels: codes are unpacked once for all rows."""
         d, v = self.d, self.d.v
         x_size = self.fmt.memory[1].bytes
         xs = [f.gep("i8", "%x", f.imul(f.iadd(row, str(i)), str(self.k * x_size))) for i in range(rows)]
         ws = [f.gep("i8", "%w", f.imul(f.iadd(panel, str(a)), str(self.steps * STEP_BYTES))) for a in range(across)]
         cells = [(i, a, s) for i in range(rows) for a in range(across) for s in range(self.vectors)]
-        sums = self.parts if self.own_sums else 1
         start = self.start(f, rows, xs)
-        carried = [(v, start[i] if j == 0 else "zeroinitializer") for i, _, _ in cells for j in range(sums)]
-        with f.loop("0", str(self.steps), carried=carried, nonempty=True) as loop:
+        with f.loop("0", str(self.steps), carried=[(v, start[i]) for i, _, _ in cells], nonempty=True) as loop:
             at = f.imul(loop.index, str(STEP_BYTES))
             acc = list(loop.values)
             codes = [f.load(v, f.gep("i8", w, f.iadd(at, str(s * self.target.vector_bytes))), 16) for w in ws for s in range(self.vectors)]
-            if self.m == 1:
-                for w in ws:                                          # panels are read once: far ahead of the loads
-                    self.prefetch(f, f.gep("i8", w, f.iadd(at, str(16 * STEP_BYTES))))
             for j in range(self.parts):
-                if self.own_sums:
-                    mask = f"splat (i32 {(3 << 2 * j) * 0x01010101 - (1 << 32 if j == 3 else 0)})"
-                    now = [f.op(f"and {v} {c}, {mask}") for c in codes]
-                else:
-                    now = [d.unpack(f, c, j) for c in codes]
+                now = [d.unpack(f, c, j) for c in codes]
                 k = f.imul(f.iadd(f.imul(loop.index, str(self.parts)), str(j)), "4")
                 for i in range(rows):
                     value = d.splat(f, f.load("i32", f.gep("i8", xs[i], k), 1 if x_size == 1 else 2))
                     for c in range(across * self.vectors):
-                        cell = (i * across * self.vectors + c) * sums + (j if self.own_sums else 0)
+                        cell = i * across * self.vectors + c
                         acc[cell] = d.dot(f, acc[cell], now[c], value)
             loop.next = acc
-        for at, (i, a, s) in enumerate(cells):
-            out = loop.results[at * sums]
-            for j in range(1, sums):
-                out = f.op(f"add {v} {out}, {f.op(f'ashr {v} {loop.results[at * sums + j]}, splat (i32 {2 * j})')}")
+        for out, (i, a, s) in zip(loop.results, cells):
             self.store(f, out, f.iadd(row, str(i)), f.iadd(panel, str(a)), s)
 
     def start(self, f: Fn, rows: int, xs: list[str]) -> list[str]:
@@ -154,10 +187,6 @@ class Contract:
             f.store("i32", f.load("i32", f.gep("i32", self.edge, j.index), 4), f.gep("i32", to, j.index), 4)
         f.jump(done)
         f.label(done)
-
-    def prefetch(self, f: Fn, at: str) -> None:
-        name = f.module.intrinsic("void", "llvm.prefetch.p0", "ptr", "i32", "i32", "i32")
-        f.do(f"call void {name}(ptr {at}, i32 0, i32 3, i32 1)")
 
 
 class Pack:

@@ -91,6 +91,12 @@ class Dot:
         x = f.op(f"and {self.v} {x}, {mask}")
         return self.powers(f, x) if self.fmt.powers else x
 
+    def masked(self, f: Fn, packed: str, part: int) -> str:
+        """The same where they lie: 2 ** (bits * part) times as much."""
+        bits = self.fmt.bits
+        mask = (((1 << bits) - 1) << bits * part) * 0x01010101
+        return f.op(f"and {self.v} {packed}, splat (i32 {mask - (1 << 32) if mask >> 31 else mask})")
+
     def powers(self, f: Fn, nibbles: str) -> str:
         """64 + the value of each nibble."""
         n = self.target.vector_bytes
