@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import weakref
+from operator import is_
 from typing import Any
 
 from .ir.types import TensorType
@@ -17,13 +18,23 @@ class Prepacked:
 
     def __init__(self, program, packs: dict[str, list[tuple[int, TensorType, str, int]]], backend: str, build):
         self._program, self._packs, self._backend, self._build = program, packs, backend, build
+        self._last: dict[str, tuple[list, list]] = {}        # entry -> (references to the arrays of its last call, what was made of them)
 
     def __getattr__(self, name: str):
         return getattr(self._program, name)
 
     def call(self, name: str, args: list) -> list:
-        more = self._packs.get(name)
-        return self._program.call(name, [*args, *(x for i, *how in more for x in self._of(args[i], *how))] if more else args)
+        packs = self._packs.get(name)
+        return self._program.call(name, [*args, *self._all(name, packs, args)] if packs else args)
+
+    def _all(self, name: str, packs: list, args: list) -> list:
+        """What is made of all weights; those of the last call are not looked up one by one (a decoded token has no time for it)."""
+        arrays = [args[p[0]] for p in packs]
+        refs, made = self._last.get(name, ((), []))
+        if not refs or not all(map(is_, [r() for r in refs], arrays)):
+            made = [x for a, (_, *how) in zip(arrays, packs) for x in self._of(a, *how)]
+            self._last[name] = [weakref.ref(a) for a in arrays], made
+        return made
 
     def _of(self, array, type: TensorType, weight: str, contract: int) -> list:
         key = (id(array), self._backend, weight, contract)

@@ -7,11 +7,13 @@ from __future__ import annotations
 import ctypes
 import functools
 import math
+import operator
 import sys
 import threading
 import time
 from concurrent.futures import Future
 from dataclasses import dataclass
+from itertools import compress, count
 
 import numpy as np
 
@@ -172,6 +174,9 @@ def _holders(arrays: list[np.ndarray]) -> list[int]:
 _ALONE = _holders([np.empty(1, np.uint8)])[0]                     # only in the list; what the count itself adds differs between Pythons
 
 
+_NOTHING = object()
+
+
 class _Entry:
     """A loaded function: its signature, its address and the table of pointers it is called with."""
 
@@ -181,7 +186,8 @@ class _Entry:
         self.donated = sorted({kind for kind, _, _ in s.outputs if kind >= 0})
         self.table = (ctypes.c_uint64 * (len(s.inputs) + len(s.outputs) + 1))()      # arena, arguments, results
         self.pointers = ctypes.addressof(self.table)
-        self.last: list = [None] * len(s.inputs)
+        self.last: list = [_NOTHING] * len(s.inputs)
+        self.spans = np.zeros((2, len(s.inputs)), np.int64)       # first address and the one after the last, of each argument
         self.kept: dict[int, list[np.ndarray]] = {}               # memory of large results, by number
 
     def result(self, i: int, dtype: np.dtype, shape: tuple[int, ...]) -> np.ndarray:
@@ -259,12 +265,10 @@ class CpuProgram:
         with self._lock:
             # an array that was passed here last time, too, needs neither checks nor a look at its address
             arrays, p, table = entry.last, entry.pointers, entry.table
-            changed = []
-            for i, a in enumerate(args):
-                if a is not arrays[i]:
-                    arrays[i] = a = self._checked(entry, i, a)
-                    table[i + 1] = _address(a)
-                    changed.append(i)
+            changed = list(compress(count(), map(operator.is_not, args, arrays)))
+            for i, a in [(i, self._checked(entry, i, args[i])) for i in changed]:        # all of them are right before one is taken over
+                arrays[i] = a
+                table[i + 1] = _address(a)
             if changed and entry.donated:
                 self._separate(entry, changed)
             outputs, at = [], len(arrays)
@@ -272,7 +276,8 @@ class CpuProgram:
                 at += 1
                 if kind >= 0:
                     out = arrays[kind]
-                    table[at] = table[kind + 1]
+                    if changed:
+                        table[at] = table[kind + 1]
                 else:
                     out = entry.result(at, dtype, shape)
                     table[at] = _address(out)
@@ -320,17 +325,17 @@ class CpuProgram:
     def _separate(self, entry: _Entry, changed: list[int]) -> None:
         """A donated argument that shares memory with another one is copied: writing it must not change the other. What has not changed
         since the last call was looked at then."""
-        arrays, table, donated = entry.last, entry.table, set(entry.donated)
-        spans = [(lo, lo + a.nbytes) for lo, a in zip(table[1:], arrays)]
+        arrays, table, donated, (starts, ends) = entry.last, entry.table, set(entry.donated), entry.spans
         for i in changed:
-            lo, hi = spans[i]
-            for j, (start, stop) in enumerate(spans):
-                if start < hi and lo < stop and j != i and (i in donated or j in donated):
+            starts[i] = table[i + 1]
+            ends[i] = starts[i] + arrays[i].nbytes
+        for i in changed:
+            for j in np.flatnonzero((starts < ends[i]) & (starts[i] < ends)).tolist():
+                if j != i and (i in donated or j in donated) and starts[j] < ends[i] and starts[i] < ends[j]:
                     k = i if i in donated else j
                     arrays[k] = self.to_device(arrays[k])
-                    table[k + 1] = start = _address(arrays[k])
-                    spans[k] = (start, start + arrays[k].nbytes)
-                    lo, hi = spans[i]
+                    table[k + 1] = starts[k] = _address(arrays[k])
+                    ends[k] = starts[k] + arrays[k].nbytes
 
     def _checked(self, entry: _Entry, i: int, a) -> np.ndarray:
         dtype, shape, text = entry.inputs[i]
