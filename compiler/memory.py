@@ -6,6 +6,7 @@ Before that stage (the interpreter's modules) only single values can be judged.
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable
 
 from .diagnostics import CompileError, Span, error
 from .ir.core import Func, Loc, Module
@@ -40,6 +41,16 @@ def check_memory(module: Module, limit: int | None = None) -> None:
                 for r in op.results:
                     if _bytes(r.type) > limit:
                         raise _too_large(module, f, limit, (_bytes(r.type), r.type, None, op.loc))
+
+
+def check_kept(name: str, types: Iterable[TensorType], loc: Loc | None) -> None:
+    """A CompileError where what training keeps from step to step does not fit."""
+    types, limit = list(types), machine_memory()
+    total = sum(map(_bytes, types))
+    if limit is not None and total > limit:
+        largest = max(types, key=_bytes)
+        raise error(_span(loc), f"`{name}` keeps {human(total)} of parameters and state; this machine has {human(limit)}",
+                    hint=f"the largest tensor is {largest.dtype}[{', '.join(map(str, largest.shape))}]: {human(_bytes(largest))}")
 
 
 def needs(f: Func) -> int:

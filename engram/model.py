@@ -134,14 +134,14 @@ class Model:
     def reset(self, seed: int | None = None) -> None:
         """Fresh parameters and state, as the layer's initialisers give them."""
         from .compiler import driver
+        from .first_values import make
         from .frontend import elaborate_init
         from .train import key_of
         if seed is not None:
             self.seed = int(seed)
         e = elaborate_init(self._instance)
-        program = driver.build(e.module, self._backend, threads=self._threads)
-        results = program.call(e.entry, [key_of(self.seed, 1)])
-        self._replace([np.array(program.to_host(r)) for r in results])
+        self._replace(make(e.module, e.entry, key_of(self.seed, 1), self._backend,
+                           lambda m: driver.build(m, self._backend, threads=self._threads)))
 
     # -- values
 

@@ -77,7 +77,7 @@ class RunBlock:
         self._compiled: dict[tuple, Any] = {}
         self._rewritten: dict[int, tuple] = {}
         self._free: dict[int, tuple[A.Node, tuple[str, ...]]] = {}
-        self.cells = Cells(self.seed, self._build, self._key)
+        self.cells = Cells(self.seed, self.backend, self._build, self._key)
 
     # ---- statements --------------------------------------------------------------------------------------------------
 

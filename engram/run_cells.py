@@ -16,10 +16,10 @@ from .run_values import type_of
 
 
 class Cells:
-    """`build(module)` compiles, `key()` gives a fresh random key; initial values come from `seed` alone."""
+    """`build(module)` compiles for `backend`, `key()` gives a fresh random key; initial values come from `seed` alone."""
 
-    def __init__(self, seed: int, build: Callable, key: Callable[[], np.ndarray]):
-        self.seed, self._build, self._key = seed, build, key
+    def __init__(self, seed: int, backend: str, build: Callable, key: Callable[[], np.ndarray]):
+        self.seed, self._backend, self._build, self._key = seed, backend, build, key
         self.models: list[LayerInstance] = []                  # roots, in the order they were made
         self._values: dict[Slot, Any] = {}
         self._placed: set[Slot] = set()                        # those whose values are the backend's handles
@@ -63,14 +63,14 @@ class Cells:
             self._placed.discard(slot)
 
     def _initialise(self, layer: LayerInstance, number: int) -> None:
+        """Values for the cells of a layer that have none: what was loaded is not drawn."""
+        from .first_values import make
         from .frontend import elaborate_init
         from .train import key_of
         e = elaborate_init(layer)
-        values = self._build(e.module).call(e.entry, [key_of(self.seed, *((1, number) if number else (1,)))])
-        for info, v in zip(e.results, values):
-            if info.slot not in self._values:
-                self._values[info.slot] = v
-                self._placed.add(info.slot)
+        wanted = [k for k, info in enumerate(e.results) if info.slot not in self._values]
+        made = make(e.module, e.entry, key_of(self.seed, *((1, number) if number else (1,))), self._backend, self._build, wanted)
+        self.write({e.results[k].slot: v for k, v in zip(wanted, made)})
 
     def make_caches(self, e) -> None:
         """Caches that are empty, or of other sizes than this call's, begin anew."""

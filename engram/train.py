@@ -136,8 +136,9 @@ class Trainer:
         self._threads = threads
         self._programs: list[tuple[Any, Any]] = []           # (module, program): a phase may have a module of its own
         self._measures: dict[int, tuple[Any, str]] = {}
-        self.slots: list[Any] | None = None
-        self._owner = None                                   # the program whose handles the slots are
+        self._slots: list[Any] | None = None                 # None in it: what nobody has asked for yet
+        self._first_key: np.ndarray | None = None            # of the values that slots begin with
+        self._owner = None                                   # the program whose handles the slots are; None: arrays
         self.stale = False                                   # someone else holds newer weights
         from .compiler import driver
         driver.begin(self._modules(), backend)
@@ -170,24 +171,47 @@ class Trainer:
         return p
 
     def initialise(self, seed: int) -> None:
-        """Fresh values for every slot. CompileError where a learning rule is not local."""
+        """Fresh values for every slot, made when they are first needed: one that is given before is not drawn. CompileError where a learning
+        rule is not local, or where the slots do not fit the memory."""
         from .compiler import driver
-        from .frontend import reachable
+        from .compiler.memory import check_kept
         for module in self._modules():
             driver.prove(module)
-        program = self._build(reachable(self.plan.module, ["init"]), once=True)
-        self._own(program, program.call("init", [key_of(seed, 1)]))
+        check_kept(self.plan.name, [s.type for s in self.plan.slots], self.plan.module.funcs["init"].loc)
+        self._own(None, [None] * len(self.plan.slots))
+        self._first_key = key_of(seed, 1)
+
+    @property
+    def slots(self) -> list[Any] | None:
+        """The current values, as handles of the program that had them last."""
+        if self._slots is not None and any(v is None for v in self._slots):
+            from .compiler import driver
+            from .first_values import make
+            missing = [k for k, v in enumerate(self._slots) if v is None]
+            made = make(self.plan.module, "init", self._first_key, self.backend,
+                        lambda m: driver.build(m, self.backend, threads=self._threads, options=self.options, once=True), missing)
+            for k, v in zip(missing, made):
+                self._slots[k] = v if self._owner is None else self._owner.to_device(v)
+        return self._slots
+
+    @slots.setter
+    def slots(self, values: Sequence[Any]) -> None:
+        self._slots = list(values)
 
     def _own(self, program, handles: Sequence[Any]) -> None:
-        self.slots, self._owner = list(handles), program
+        self._slots, self._owner = list(handles), program
+
+    def _host(self, handle) -> np.ndarray:
+        return handle if self._owner is None else np.asarray(self._owner.to_host(handle))
 
     def _slots_for(self, program) -> list[Any]:
         """The slots as handles of that program; they cross between programs through the host, one after the other. On the cpu they
         are there already."""
         if self._owner is not program:
-            for k, h in enumerate(self.slots):
-                host = np.asarray(self._owner.to_host(h))
-                self.slots[k] = host if self.backend == "cpu" else program.to_device(host)
+            slots = self.slots
+            for k, h in enumerate(slots):
+                host = self._host(h)
+                slots[k] = host if self.backend == "cpu" else program.to_device(host)
             self._owner = program
         return self.slots
 
@@ -201,7 +225,8 @@ class Trainer:
 
     def values(self, kinds: Sequence[str] = ("param", "state")) -> dict[str, np.ndarray]:
         """Copies of the slots of these kinds."""
-        return {name: np.array(self._owner.to_host(self.slots[k])) for name, k in self.names(kinds).items()}
+        slots = self.slots
+        return {name: np.array(self._host(slots[k])) for name, k in self.names(kinds).items()}
 
     def set_values(self, arrays: Mapping[str, np.ndarray], source: str = "the checkpoint", kinds: Sequence[str] = ("param", "state")) -> None:
         """Write slots by name; every mismatch is listed and nothing changed when there is one."""
@@ -211,12 +236,16 @@ class Trainer:
             t = self.plan.slots[k].type
             expected.append(Expected(name, tuple(t.shape), t.dtype.numpy))
         found = match(arrays, expected, source=source, fresh=self.backend == "interp")
-        for name in list(found):                               # on the cpu where they are: a large model is not held twice more
-            a, k = found.pop(name), names[name]
-            if self.backend == "cpu" and self.slots[k].flags.writeable:
-                self.slots[k][...] = a
-            else:
-                self.slots[k] = self._owner.to_device(a)
+        from .first_values import fill, places
+        if self.backend == "cpu":                              # where they are: a large model is not held twice more
+            absent = [names[n] for n in found if self._slots[names[n]] is None or not self._slots[names[n]].flags.writeable]
+            for k, a in zip(absent, places([self.plan.slots[k].type for k in absent])):
+                self._slots[k] = a
+            fill([(self._slots[names[n]], a) for n, a in found.items()])
+            return
+        for name in list(found):
+            a = found.pop(name)
+            self._slots[names[name]] = np.array(a) if self._owner is None else self._owner.to_device(a)
 
     # -- measuring
 
@@ -269,8 +298,8 @@ class Trainer:
     def _slots_for_measuring(self, program) -> list[Any]:
         """Measuring donates nothing, so the owner's arrays serve; a device backend gets copies of its own."""
         if self.backend != "opencl" or self._owner is program:
-            return [self._owner.to_host(h) for h in self.slots]
-        return [program.to_device(np.asarray(self._owner.to_host(h))) for h in self.slots]
+            return [self._host(h) for h in self.slots]
+        return [program.to_device(self._host(h)) for h in self.slots]
 
     # -- training
 
@@ -285,8 +314,9 @@ class Trainer:
         if held_fields is None and held is not None and len(held):
             held_fields = {k: v[held] for k, v in fields.items()}
         seed = int(self.plan.settings.get("seed") or 0)
-        if self.slots is None:
+        if self._slots is None:
             self.initialise(seed)
+        assert self.slots is not None                        # made before the clock starts
         result, start = Result(), time.perf_counter()
         with Interrupts() as interrupts:
             try:
@@ -361,7 +391,7 @@ class Trainer:
                 value = row.get(f"val_{name}", row.get(name, float("nan")))
                 if best is None or _better(name, value, best):
                     best, waited = value, 0
-                    best_slots = [np.array(self._owner.to_host(h)) for h in self.slots]
+                    best_slots = [np.array(self._host(h)) for h in self.slots]
                 else:
                     waited += 1
                     if waited >= patience:

@@ -4,6 +4,7 @@
     elaborate_function(program, name, args)              elaborate_grad, elaborate_derivative (grad, vjp, jvp)
     instantiate(program, layer, args) -> LayerInstance   slots(instance), elaborate_init, elaborate_call, elaborate_cache_init
     elaborate_train(program, name, overrides, load_dataset) -> TrainPlan; epoch_module(module, entry, ...): steps as a loop
+    first_values(module, entry, wanted): an init function's results apart, those that begin alike by one function
     host.elaborate_expression(program, node, names)      one expression of a run block
 """
 from .api import (  # noqa: F401
@@ -26,6 +27,7 @@ from .api import (  # noqa: F401
     slots,
 )
 from .checking import check, check_layer  # noqa: F401
+from .first_values import First, first_values  # noqa: F401
 from .program import Program, load  # noqa: F401
 from .train import TrainPlan, elaborate_train  # noqa: F401
 from .train_epoch import epoch_module, reachable  # noqa: F401

@@ -80,6 +80,17 @@ def aligned_empty(shape, dtype: np.dtype) -> np.ndarray:
     return _shaped(np.empty(size + ALIGN, np.uint8), shape, dtype, size)
 
 
+def zeros(kinds: list[tuple[tuple[int, ...], np.dtype]]) -> list[np.ndarray]:
+    """Arrays of zeros of these shapes and dtypes, for what lives and dies together: one piece of memory, which the system gives zeroed,
+    by large pages, to whoever first touches it."""
+    sizes = [-(-math.prod(shape) * np.dtype(dtype).itemsize // ALIGN) * ALIGN for shape, dtype in kinds]
+    raw, out = Memory(max(sum(sizes), ALIGN)).array(), []
+    for (shape, dtype), size in zip(kinds, sizes):
+        out.append(raw[:math.prod(shape) * np.dtype(dtype).itemsize].view(dtype).reshape(shape))
+        raw = raw[size:]
+    return out
+
+
 def _shaped(raw: np.ndarray, shape, dtype: np.dtype, size: int) -> np.ndarray:
     start = -_address(raw) % ALIGN
     return raw[start:start + size].view(dtype).reshape(shape)

@@ -13,6 +13,8 @@ import os
 import signal
 import threading
 
+import numpy as np
+
 from . import runtime_ir as ir
 from .compile import load, submit
 from .target import host_target
@@ -73,6 +75,11 @@ class Memory:
         base = ctypes.addressof(ctypes.c_char.from_buffer(self._map))
         self.address = -(-base // align) * align
         self.nbytes = nbytes
+
+    def array(self) -> np.ndarray:
+        """All of it as bytes; lives as long as any array that shares it."""
+        base = ctypes.addressof(ctypes.c_char.from_buffer(self._map))
+        return np.frombuffer(self._map, np.uint8, self.nbytes, self.address - base)
 
 
 class Runtime:

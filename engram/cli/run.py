@@ -73,6 +73,7 @@ def train(program, name: str, overrides: dict, args) -> int:
     report.prepare(out)
     listener = listener_for(quiet=args.quiet)
     if profiler is not None:
+        assert trainer.slots is not None
         profiler.take()                                      # the initial weights are no part of a step
     result = trainer.run(data.fields, learn, held, order=getattr(data, "order", "shuffled"), listener=listener)
 
