@@ -13,13 +13,14 @@ import numpy as np
 from .machine import Limits, best_of, measure
 from .models import Part
 from .worker import PEERS, Side, SideFailed, installed
-from .workloads import Workload
+from .workloads import Workload, count
 
 SLICE = 0.12               # seconds that a side runs in one turn, where a unit of work is shorter
 TURNS = (3, 15)            # at least and at most
 BUDGET = 6.0               # seconds that the turns of one workload may take, beyond the least number of them
 ROW_LIMITS = 0.3           # seconds for measuring the machine's limits, before and after a row
 FIRST_TURNS = 2            # of first steps, each a process of its own
+FIRST_MEMORY = 8           # times the parameters: about what the first step of any side takes
 
 
 @dataclass
@@ -233,6 +234,7 @@ def _first(row: Row, peers: list[Peer], threads: int, backend: str, say) -> None
     seconds: dict[str, list[float]] = {}
     losses: dict[str, float] = {}
     names = ["engram", *(p.name for p in peers)]
+    memory = FIRST_MEMORY * 4 * count(w.model, w.size)
     with tempfile.TemporaryDirectory(prefix="engram-bench-") as folder:
         bytecode = _bytecode(folder, threads, backend)
         for turn in range(FIRST_TURNS + w.warm):
@@ -243,7 +245,7 @@ def _first(row: Row, peers: list[Peer], threads: int, backend: str, say) -> None
                 side = Side(name, threads, env)
                 try:
                     side.ask(do="prepare", workload=w.name, size=dict(w.size), backend=backend)
-                    answer = side.ask(do="first")
+                    answer = side.ask(do="first", memory=memory)
                 except SideFailed as e:
                     if name == "engram":
                         raise

@@ -17,7 +17,8 @@ are compared (the losses of the first three training steps, or the whole result)
 disagrees is not timed. Then the sides take turns (ours, torch, jax, jax, torch, ours, ...), each turn as many units as fill {slice:.2f} s after
 a warm-up; who is not in turn is stopped (SIGSTOP), so that no spinning thread of one counts against another. A ratio is the
 peer's time over ours *within a turn*; the table has the median of the turns and, in brackets, the least and the largest. First steps
-run in fresh processes, with an empty or a filled cache folder (Python's bytecode is there), and the clock goes from the first call, weights in memory, to the loss.
+run in fresh processes, with an empty or a filled cache folder (Python's bytecode is there), and the clock goes from the first call, weights in memory, to the loss; just before,
+each takes memory of eight times the parameters and gives it back, since a virtual machine's host may have taken away what was free.
 The limit is what this machine could do at best: the FLOPs of the matrix products at the measured FMA peak, and the bytes that must pass
 between memory and caches at the measured read bandwidth (none where everything stays in the last-level cache), part by part, whichever is slower;
 both are measured before and after each row, and the better counts. The line on top has the best of the whole run."""

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from ..compiler.diagnostics import Diagnostics, Span, did_you_mean, error
 from . import ast as A
-from .parse import parse, parse_file
+from .parse import parse, parse_file, parse_library
 from .values import FnValue, LayerClass, Lazy, Namespace, RuleValue, Scope
 
 STD = Path(__file__).with_name("std")
@@ -182,10 +182,9 @@ def std_files() -> tuple[str, ...]:
 
 @functools.cache
 def std_module(name: str) -> SourceModule:
-    """A library file, parsed once per process."""
-    text = (STD / name).read_text(encoding="utf-8")
+    """A library file, read once per process."""
     problems = Diagnostics()
-    module = _module(parse(text, f"std/{name}"), STD, prelude_scope(), [], {}, problems, is_std=True)
+    module = _module(parse_library(STD / name, f"std/{name}"), STD, prelude_scope(), [], {}, problems, is_std=True)
     problems.raise_if_errors()
     return module
 

@@ -3,9 +3,9 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from engram import train
 from engram.compiler import driver
 from engram.compiler.diagnostics import CompileError
-from engram import train
 from engram.first_values import fill, make, places
 from engram.frontend import elaborate_init, first_values, instantiate, load
 
@@ -102,7 +102,7 @@ def test_values_larger_than_the_machine(monkeypatch):
     monkeypatch.setattr(memory, "machine_memory", lambda: 100)
     with pytest.raises(CompileError, match=r"`t` keeps 208 bytes of parameters and state; this machine has 100 bytes") as e:
         train.Trainer(plan_of()).initialise(0)
-    assert "the largest tensor is f32[3, 4]: 48 bytes" in str(e.value.render())
+    assert "the largest tensor is f32[3, 4]: 48 bytes" in str(e.value)
 
 
 def test_memory_for_what_lives_together():
