@@ -32,16 +32,23 @@ class Prepacked:
         arrays = [args[p[0]] for p in packs]
         refs, made = self._last.get(name, ((), []))
         if not refs or not all(map(is_, [r() for r in refs], arrays)):
-            made = [x for a, (_, *how) in zip(arrays, packs) for x in self._of(a, *how)]
+            made = self._make(arrays, [how for _, *how in packs])
             self._last[name] = [weakref.ref(a) for a in arrays], made
         return made
 
-    def _of(self, array, type: TensorType, weight: str, contract: int) -> list:
-        key = (id(array), self._backend, weight, contract)
-        found = _packed.get(key)
-        if found is None or found[0]() is not array:
-            found = _packed[key] = (weakref.ref(array, lambda _: _packed.pop(key, None)), self._packer(type, weight, contract).call("pack", [array]))
-        return found[1]
+    def _make(self, arrays: list, hows: list) -> list:
+        made, fresh = [], []
+        for array, (type, weight, contract) in zip(arrays, hows):
+            key = (id(array), self._backend, weight, contract)
+            found = _packed.get(key)
+            if found is None or found[0]() is not array:
+                found = _packed[key] = (weakref.ref(array, lambda _, key=key: _packed.pop(key, None)), self._packer(type, weight, contract).call("pack", [array]))
+                fresh.append(found[1])
+            made.append(found[1])
+        if hasattr(self._program, "together"):
+            for parts, codes in zip(fresh, self._program.together([parts[0] for parts in fresh])):
+                parts[0] = codes
+        return [x for parts in made for x in parts]
 
     def _packer(self, type: TensorType, weight: str, contract: int):
         from ..passes.prepack import packer

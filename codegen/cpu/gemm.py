@@ -223,7 +223,8 @@ class _Gen(Pack, Tiles):
         f.finish()
 
     def dots(self) -> None:
-        """One row, A and B contiguous along k: dot products, eight lanes-wide sums in flight. Columns n0..n1."""
+        """One row, A and B contiguous along k: dot products. Columns n0..n1, four at a time with eight sums in flight; those that come from
+        memory one after the other, so that B is read in order (four streams reach nine tenths of the bandwidth). The bits are the same."""
         e, w, v = self.e, self.w, self.v
         f = Fn(self.m, "internal void @dots(i64 %n0, i64 %n1, i64 %k, ptr %a, ptr %b, i64 %bcs, ptr %c, "
                        "i1 %overwrite)", "#2")
@@ -250,7 +251,9 @@ class _Gen(Pack, Tiles):
                 at = f.gep(e, "%c", f.iadd(j, str(d)))
                 old = self.old(f, at)
                 f.store(e, f.op(f"{add} {e} {old}, {tail.results[d]}"), at, self.size)
-        four = f.iadd("%n0", f.op(f"and i64 {f.isub('%n1', '%n0')}, -4"))
+        fours = f.op(f"and i64 {f.isub('%n1', '%n0')}, -4")
+        far = f.icmp("sgt", f.imul("%k", fours), str(2 * self.target.l2 // self.size))
+        four = f.iadd("%n0", f.op(f"select i1 {far}, i64 0, i64 {fours}"))
         with f.loop("%n0", four, "4") as j:
             columns(j.index, 4)
         with f.loop(four, "%n1") as j:

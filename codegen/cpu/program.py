@@ -25,7 +25,17 @@ from .compile import Library, load, submit
 from .emit import Emitter, n_inputs
 from .gemm import compile_gemm, gemm_address, scratch_bytes, symbol
 from .gemm_base import FEW, with_pairs
-from .runtime import Interruptible, Memory, Runtime, compile_runtime, default_threads, runtime, symbols
+from .runtime import (
+    HUGE_PAGE,
+    Interruptible,
+    Memory,
+    Runtime,
+    compile_runtime,
+    default_threads,
+    huge_buffer,
+    runtime,
+    symbols,
+)
 from .target import CpuTarget, host_target
 
 ALIGN = 64
@@ -77,7 +87,13 @@ def aligned_empty(shape, dtype: np.dtype) -> np.ndarray:
     size = math.prod(shape) * dtype.itemsize
     if size <= ALIGN:
         return np.empty(shape, dtype)
-    return _shaped(np.empty(size + ALIGN, np.uint8), shape, dtype, size)
+    return _shaped(_raw(size), shape, dtype, size)
+
+
+def _raw(size: int) -> np.ndarray:
+    """Uninitialised bytes with room for `size` from a cache line on."""
+    pages = huge_buffer(size)
+    return np.empty(size + ALIGN, np.uint8) if pages is None else np.frombuffer(pages, np.uint8)
 
 
 def zeros(kinds: list[tuple[tuple[int, ...], np.dtype]]) -> list[np.ndarray]:
@@ -212,7 +228,7 @@ class _Entry:
         for raw, holders in zip(kept, _holders(kept)):
             if holders == _ALONE:
                 return _shaped(raw, shape, dtype, size)
-        raw = np.empty(size + ALIGN, np.uint8)
+        raw = _raw(size)
         self.kept[i] = [raw, *kept[:1]]                           # two, for a caller who still holds the last one
         return _shaped(raw, shape, dtype, size)
 
@@ -248,6 +264,18 @@ class CpuProgram:
         array = np.asarray(array)
         out = aligned_empty(array.shape, array.dtype)
         out[...] = array
+        return out
+
+    def together(self, arrays: list[np.ndarray]) -> list[np.ndarray]:
+        """Arrays that every call reads: copies of the smaller ones side by side, on huge pages; a large one has such pages of its own."""
+        room = [-(-a.nbytes // ALIGN) * ALIGN if a.nbytes < 2 * HUGE_PAGE else 0 for a in arrays]
+        raw = _shaped(_raw(sum(room)), (sum(room),), np.uint8, sum(room))
+        out, at = list(arrays), 0
+        for k, (a, n) in enumerate(zip(arrays, room)):
+            if n:
+                out[k] = raw[at:at + a.nbytes].view(a.dtype).reshape(a.shape)
+                out[k][...] = a
+                at += n
         return out
 
     def to_host(self, handle: np.ndarray) -> np.ndarray:
