@@ -189,6 +189,33 @@ def test_diff_tells_the_largest_difference_of_finite_numbers(tmp_path, capsys):
     assert "largest difference" in out and "nan" not in out
 
 
+STEEP = "fn f(x: f32[n, k], w: f32[k, 64]) -> f32[n, 64] { sqrt(abs(tanh(x @ w))) }"
+
+
+def test_diff_of_a_function_that_magnifies_rounding(tmp_path, capsys):
+    (tmp_path / "f.nn").write_text(STEEP)
+    for order in ("interp,cpu", "cpu,interp"):
+        assert main(["diff", str(tmp_path / "f.nn"), "--dims", "n=64,k=64", "--backends", order]) == 0
+        assert "no differences" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("order", ["interp,cpu", "cpu,interp"])
+@pytest.mark.parametrize("by", [3e-4, float("nan"), 1.0])
+def test_diff_sees_one_wrong_element_of_such_a_function(tmp_path, capsys, monkeypatch, order, by):
+    from engram.codegen.cpu.program import CpuProgram
+    call = CpuProgram.call
+
+    def wrong(self, name, args):
+        results = call(self, name, args)
+        y = np.array(results[0])
+        y.flat[np.argmin(np.abs(y - np.median(y)))] += by                # where the function is not steep
+        return [y, *results[1:]]
+    monkeypatch.setattr(CpuProgram, "call", wrong)
+    (tmp_path / "f.nn").write_text(STEEP)
+    assert main(["diff", str(tmp_path / "f.nn"), "--dims", "n=64,k=64", "--backends", order]) == 1
+    assert "1 of 4096 elements differ" in capsys.readouterr().out
+
+
 def test_locality_table(capsys):
     assert main(["check", "--locality", str(EXAMPLES / "digits_local.nn")]) == 0
     rows = [line.split() for line in capsys.readouterr().out.splitlines()]

@@ -6,6 +6,8 @@ import pytest
 from engram.compiler.ir import Func, Module, TensorType, f32
 from engram.compiler.ir.builder import Builder
 from engram.interp.compare import FAR, assert_close, eps, reference_with_tolerance, ulp_distance
+from engram.interp.disturbed import element_tolerances
+from engram.interp.interpreter import interpret
 from helpers import FLOATS
 
 
@@ -60,3 +62,18 @@ def test_tolerance_from_the_shadow():
     assert wide > 0.1 and narrow < 1e-4
     assert_close(total, np.float32(x.sum()), atol=wide)
     assert_close(double, x * 2)
+
+
+def test_tolerance_of_each_element_is_wide_only_where_the_function_is_steep():
+    """sqrt(abs(sum)): where the sum cancels to nearly 0, the last bits of its terms are all there is."""
+    f = Func("f", [TensorType(f32, (4, 64))], None, [TensorType(f32, (4,))])
+    b = Builder(f.body)
+    b.op("func.return", [b.sqrt(b.abs(b.sum(f.args[0], [1])))])
+    x = np.random.default_rng(0).normal(size=(4, 64)).astype(np.float32)
+    x[1, 63] = -np.sum(x[1, :63].astype(np.float64))                     # row 1 sums to about 1e-7
+    y, = interpret(Module([f]), "f", [x])
+    tolerance, = element_tolerances(Module([f]), "f", [x])
+    assert tolerance[1] > 1e-3 and np.all(np.delete(tolerance, 1) < 1e-4)
+    assert_close(np.sqrt(np.abs(x[:, ::-1].cumsum(1)[:, -1])), y, atol=tolerance)                # added up one by one, backwards
+    with pytest.raises(AssertionError):
+        assert_close(y + np.float32([0, 0, 2e-4, 0]), y, atol=tolerance)

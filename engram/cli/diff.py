@@ -48,7 +48,7 @@ def compare(target: Target, backends: list[str], args) -> int:
     from ..interp.compare import assert_close
     values = arguments(target, args.seed)
     options = pass_options(args)
-    reference, tolerance = None, None
+    reference, tolerance, steep = None, None, None
     apart = 0
     for backend in backends:
         try:
@@ -62,7 +62,14 @@ def compare(target: Target, backends: list[str], args) -> int:
             print(f"{target.name:24s} {backend:8s} reference")
             continue
         try:
-            assert_close(results, reference, rtol=1e-5, atol=tolerance)
+            try:
+                assert_close(results, reference, rtol=1e-5, atol=tolerance)
+            except AssertionError:
+                if target.module.attrs.get("stage") == "loop":
+                    raise
+                if steep is None:                                   # a second opinion: several interpretations
+                    steep = [np.maximum(a, b) for a, b in zip(tolerance, _steep_tolerance(target, values))]
+                assert_close(results, reference, rtol=1e-5, atol=steep)
             exact = all(np.array_equal(a, b, equal_nan=a.dtype.kind == "f") for a, b in zip(results, reference))
             worst = 0.0 if exact else max(_distance(a, b) for a, b in zip(results, reference) if a.dtype.kind == "f")
             print(f"{target.name:24s} {backend:8s} same" + ("" if exact else f" within tolerance (largest difference {worst:.2g})"))
@@ -86,6 +93,13 @@ def _tolerance(target: Target, values: list[np.ndarray], results: list[np.ndarra
         return [1e-4 * float(np.max(np.abs(r[np.isfinite(r)]), initial=0.0)) if r.dtype.kind == "f" else 0.0 for r in results]
     module = driver.lower(target.module, "definition")
     return reference_with_tolerance(module, target.entry, values)[1]
+
+
+def _steep_tolerance(target: Target, values: list[np.ndarray]) -> list:
+    """A tolerance per element, wide only where the program magnifies rounding: sqrt near 0, say."""
+    from ..compiler import driver
+    from ..interp.disturbed import element_tolerances
+    return element_tolerances(driver.lower(target.module, "definition"), target.entry, values)
 
 
 def arguments(target: Target, seed: int) -> list[np.ndarray]:
