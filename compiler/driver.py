@@ -1,13 +1,15 @@
 """From a module of the front end to a program that runs: picks the pipeline and the backend. Front end and files are not its business."""
 from __future__ import annotations
 
-from collections.abc import Iterable
+import time
+from collections.abc import Callable, Iterable
 from typing import Any, Protocol
 
 import numpy as np
 
 from . import ops  # noqa: F401  (registers the op table)
 from .ir.core import Module, clone_module
+from .ir.printer import print_module
 from .memory import check_memory
 from .pass_manager import Options, run
 from .pipelines import PIPELINES
@@ -134,17 +136,30 @@ class PassChecker:
 
     A pass that says `exact` must keep every bit; another one may move a result by `rtol` of the largest magnitude in it.
     One that `redefines` what is computed is not compared. Modules that hold ops without semantics (learn.*, autodiff.gradient) are compared from the pass on that removes them.
+    `tell` hears of every pass: the interpreter takes seconds for what the compiler does in milliseconds.
     """
 
-    def __init__(self, inputs: dict[str, list[np.ndarray]] | None = None, rtol: float = 1e-4):
-        self.inputs, self.rtol = inputs or {}, rtol
+    def __init__(self, inputs: dict[str, list[np.ndarray]] | None = None, rtol: float = 1e-4, tell: Callable[[str], None] | None = None):
+        self.inputs, self.rtol, self.tell = inputs or {}, rtol, tell or (lambda text: None)
+        self._last: tuple[str, dict[str, list[np.ndarray]]] | None = None       # the module interpreted last, and its results by entry
 
     def __call__(self, before: Module, after: Module, p) -> None:
         if getattr(p, "redefines", False) or any(op.name in _NO_SEMANTICS for op in before.walk()):
+            self.tell(f"{p.name}: not compared")
             return
-        for entry in before.attrs.get("entries", []):
-            args = self.inputs.get(entry) or random_arguments(before, entry)
-            self._compare(p, entry, _interpret(before, entry, args), _interpret(after, entry, args))
+        entries = before.attrs.get("entries", [])
+        old, new = (print_module(m, locs=False) for m in (before, after))
+        if old == new:
+            self.tell(f"{p.name}: nothing changed")
+            return
+        start = time.perf_counter()
+        inputs = {e: self.inputs.get(e) or random_arguments(before, e) for e in entries}
+        expected = self._last[1] if self._last and self._last[0] == old else _interpret(before, inputs)
+        got = _interpret(after, inputs)
+        self._last = new, got
+        for entry in entries:
+            self._compare(p, entry, expected[entry], got[entry])
+        self.tell(f"{p.name}: same results of {', '.join('@' + e for e in entries)} ({time.perf_counter() - start:.1f} s)")
 
     def _compare(self, p, entry: str, a: list[np.ndarray], b: list[np.ndarray]) -> None:
         for i, (x, y) in enumerate(zip(a, b, strict=True)):
@@ -161,6 +176,6 @@ class PassChecker:
 _NO_SEMANTICS = ("autodiff.gradient", "learn.update", "learn.local_gradient", "autodiff.vmap")
 
 
-def _interpret(module: Module, entry: str, args: list[np.ndarray]) -> list[np.ndarray]:
+def _interpret(module: Module, inputs: dict[str, list[np.ndarray]]) -> dict[str, list[np.ndarray]]:
     from ..interp.interpreter import Interpreter
-    return Interpreter(module).call(entry, [a.copy() for a in args])
+    return {entry: Interpreter(module).call(entry, [a.copy() for a in args]) for entry, args in inputs.items()}

@@ -103,7 +103,10 @@ def _run(module: Module, passes: Iterable[Pass], o: Options) -> Module:
         elif o.print_diff and not o.print_after:
             print(_diff(before, module, p.name), file=o.out)
         if o.check:
-            o.check(before, module, p)
+            try:
+                o.check(before, module, p)
+            except AssertionError as e:
+                raise PassFailure(p.name, _reproducer(p.name, print_module(before), e, " --check-passes"), e) from e
         if o.stop_after == p.name:
             break
     if o.time_passes:
@@ -125,13 +128,13 @@ def _diff(before: Module, after: Module, name: str) -> str:
     return "".join(difflib.unified_diff(a, b, f"before {name}", f"after {name}")) or f"// {name}: no change\n"
 
 
-def _reproducer(pass_name: str, text: str, error: BaseException) -> str | None:
+def _reproducer(pass_name: str, text: str, error: BaseException, flags: str = "") -> str | None:
     """Write the IR before the failing pass; its head says how to run it again."""
     try:
         fd, path = tempfile.mkstemp(prefix=f"engram-{pass_name}-", suffix=".ir")
         with os.fdopen(fd, "w") as f:
             first = (str(error).splitlines() or [""])[0]
-            f.write(f"// engram opt {path} -p {pass_name}\n// {type(error).__name__}: {first}\n{text}")
+            f.write(f"// engram opt {path} -p {pass_name}{flags}\n// {type(error).__name__}: {first}\n{text}")
         return path
     except OSError:
         return None

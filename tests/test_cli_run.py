@@ -255,5 +255,6 @@ def test_debugging_options(tmp_path, capsys):
     assert main([*args, "--time-passes", "--print-ir-after=grad", "--check-passes"]) == 0
     err = capsys.readouterr().err
     assert "// ----- IR after grad -----" in err and "===== time per pass =====" in err and "lower-to-loops" in err
+    assert "check: grad: " in err and "check: plan-buffers: same results of @" in err             # what takes its time is seen to go on
     assert main([*args, "--print-ir-diff"]) == 0
     assert "--- before cse" in capsys.readouterr().err

@@ -8,7 +8,7 @@ from engram.compiler.ir import Module, i64
 from engram.compiler.ir.core import clone_module
 from engram.compiler.ir.parser import parse_module
 from engram.compiler.ir.printer import print_module
-from engram.compiler.pass_manager import Options, run
+from engram.compiler.pass_manager import Options, PassFailure, run
 from engram.compiler.pipelines import learning, optimising
 from engram.interp.interpreter import Interpreter
 from test_grad import T, add_gradient, branchy, func, mlp, rnn, total
@@ -85,6 +85,29 @@ def test_no_pass_changes_a_result(make):
     args = [rng.normal(size=a.type.shape) for a in out.funcs[entry].args]
     for a, b in zip(*(Interpreter(k).call(entry, [x.copy() for x in args]) for k in (derived, out))):
         np.testing.assert_array_equal(a, b)
+
+
+class _Change:
+    """Swaps the operands of the last op of a name: a bug where the op does not commute."""
+
+    def __init__(self, op: str):
+        self.name, self.op = f"swap-{op}", op
+
+    def apply(self, module):
+        op = [o for o in module.walk() if o.name == self.op][-1]
+        op.operands[:] = [op.operands[1], op.operands[0]]
+        return module
+
+
+def test_a_pass_that_changes_a_result_is_named():
+    """Also after passes whose results were kept from the pass before, and after one that changed nothing."""
+    m, entry = classifier()
+    m.attrs.update(entries=[entry], stage="nn")
+    derived = run(clone_module(m), learning())
+    said = []
+    with pytest.raises(PassFailure, match=f"swap-tensor.sub: AssertionError: pass swap-tensor.sub changes result 0 of @{entry}"):
+        run(derived, [_Change("tensor.mul"), *optimising()[:1], *optimising()[:1], _Change("tensor.sub")], Options(check=PassChecker(tell=said.append)))
+    assert [s.partition(" (")[0] for s in said] == [f"swap-tensor.mul: same results of @{entry}", f"dce: same results of @{entry}", "dce: nothing changed"]
 
 
 def test_a_group_has_the_place_of_its_last_op():

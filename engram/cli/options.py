@@ -1,6 +1,7 @@
 """Values of command-line options: `--set key=value`, `--dims B=32`, and what the pass manager is told to show."""
 from __future__ import annotations
 
+import sys
 from typing import Any
 
 from .errors import UserError
@@ -67,7 +68,7 @@ def pass_options(args, **more):
     check = None
     if checking:
         from ..compiler.driver import PassChecker
-        check = PassChecker()
+        check = PassChecker(tell=lambda text: print(f"check: {text}", file=sys.stderr, flush=True))
     return Options(print_after=after, print_diff=getattr(args, "print_ir_diff", False), time_passes=getattr(args, "time_passes", False),
                    check=check, **more)
 
