@@ -157,13 +157,13 @@ class Diagnostics:
 
     def add(self, diagnostic: Diagnostic) -> None:
         key = (diagnostic.span, diagnostic.message)
-        if key in self._seen:                                # a generic body checked twice says the same thing twice
+        if key in self._seen or diagnostic.message.startswith(_STOPPED):      # a generic body checked twice says the same thing twice
             return
-        self._seen.add(key)
-        self.items.append(diagnostic)
+        if len(self.errors) < self.limit:
+            self._seen.add(key)
+            self.items.append(diagnostic)
         if len(self.errors) >= self.limit:
-            self.items.append(Diagnostic("error", None, f"stopped after {self.limit} errors"))
-            raise CompileError(self.items)
+            raise self._problem()
 
     def extend(self, problem: CompileError) -> None:
         """Takes over what a nested step raised."""
@@ -180,7 +180,14 @@ class Diagnostics:
 
     def raise_if_errors(self) -> None:
         if self.errors:
-            raise CompileError(self.items)
+            raise self._problem()
+
+    def _problem(self) -> CompileError:
+        stopped = Diagnostic("error", None, f"{_STOPPED} {self.limit} errors")       # said once, last, however often steps went on
+        return CompileError([*self.items, stopped] if len(self.errors) >= self.limit else self.items)
+
+
+_STOPPED = "stopped after"
 
 
 def did_you_mean(name: str, candidates: Iterable[str]) -> str | None:

@@ -27,12 +27,31 @@ def checked_backend(backend: str) -> str:
     return backend
 
 
+def checked_threads(threads: int | None) -> int | None:
+    if threads is None:
+        return None
+    if isinstance(threads, bool) or not isinstance(threads, int | np.integer):
+        raise TypeError(f"threads: expected a positive integer or None for all cores, got {threads!r}")
+    if threads < 1:
+        raise ValueError(f"threads: expected a positive integer or None for all cores, got {threads}")
+    return int(threads)
+
+
+def checked_program(program) -> None:
+    """Functions are elaborated when they are called, but a name that nothing can make known is wrong now."""
+    from .compiler.diagnostics import CompileError
+    from .frontend import unknown_names
+    if problems := unknown_names(program):
+        raise CompileError(problems)
+
+
 class CompiledProgram:
     """A program's functions as attributes: `p.f(x, y)`; `p.grad("f", wrt="x")(x, y)` and so on."""
 
     def __init__(self, path_or_source: str | os.PathLike, backend: str = "cpu", threads: int | None = None, quantize: str | None = None):
-        self._backend, self._threads, self._quantize = checked_backend(backend), threads, checked(quantize)
+        self._backend, self._threads, self._quantize = checked_backend(backend), checked_threads(threads), checked(quantize)
         self._program = load_program(path_or_source)
+        checked_program(self._program)
         self._functions: dict[tuple, Function] = {}
         self._calls = 0
 

@@ -6,7 +6,7 @@ the language says cannot drift apart.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
+from collections.abc import Iterator, Mapping, MutableMapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -20,18 +20,16 @@ from .api import (
     bind,
     check_rank,
     checked_backend,
+    checked_program,
+    checked_threads,
     entry_arguments,
     plain_key,
     same,
 )
 from .arguments import KINDS, ArgumentError, to_array
-from .optim import Rule, Verbatim, literal, optimizer
+from .fit_block import BLOCK, CompiledFit, FitBlock
+from .optim import Rule, Verbatim, literal
 from .session import load_program, load_with_text
-
-LOSSES = {"cross_entropy": "cross_entropy(out, y)", "mse": "mse_loss(out, y)", "mae": "l1_loss(out, y)",
-          "bce_with_logits": "binary_cross_entropy_with_logits(out, y)"}
-METRICS = {"accuracy": "accuracy(out, y)", "mse": "mse_loss(out, y)", "mae": "l1_loss(out, y)", "cross_entropy": "cross_entropy(out, y)"}
-_BINARY_ACCURACY = "mean(f32((out > 0) == (y > 0.5)))"
 
 
 class History:
@@ -102,16 +100,18 @@ class Model:
         from .frontend import instantiate
         self._quantize = checked(quantize)
         args, kwargs = tuple(map(weight_argument, args)), {k: weight_argument(v) for k, v in kwargs.items()}
-        self._backend, self._threads, self.seed = checked_backend(backend), threads, int(seed)
+        self._backend, self._threads, self.seed = checked_backend(backend), checked_threads(threads), int(seed)
         self._program, self._source = load_with_text(path_or_source)
+        checked_program(self._program)
         self._layer, self._args, self._kwargs = layer, args, kwargs
         self._instance = instantiate(self._program, layer, args, kwargs)
         self._slots = [(p, s) for p, s in self._instance.cells if s.kind in ("param", "state")]
         self._forwards: dict[tuple, tuple[Any, Any]] = {}
         self._plain: dict[tuple, tuple[Any, Any, list]] = {}     # the same by plain_key, where nothing has to be converted or written back
-        self._plan: _Compiled | None = None
+        self._plan: CompiledFit | None = None
         self._trainer = None
         self._trainer_key: tuple | None = None
+        self._block: FitBlock | None = None                  # the trainer's train block
         self.stop_training = False
         self._values: list[np.ndarray] = []
         self._handles: tuple[Any, list] | None = None        # (program, the values on its device)
@@ -283,8 +283,8 @@ class Model:
         loss: "cross_entropy" (integer targets), "mse", "mae", "bce_with_logits", a function of the program by name (of the output and
         y), or eg.expr. metrics: "accuracy" and the like, functions of the program, or {name: eg.expr("... out ... y ...")}.
         """
-        compiled = _Compiled(self._program, self._instance, loss, optimizer, metrics, learn)
-        if self._plan is None or compiled.text != self._plan.text:
+        compiled = CompiledFit(self._program, self._instance, loss, optimizer, metrics, learn)
+        if compiled != self._plan:
             self._trainer = None
         self._plan = compiled
 
@@ -330,8 +330,9 @@ class Model:
             return self.stop_training
 
         from .progress import listener_for
-        result = trainer.run(fields, held_fields=held, listener=listener_for(quiet=not verbose), epoch_hook=hook, measure_train=True,
-                             shuffle=shuffle, final=False)
+        with self._block.telling():
+            result = trainer.run(fields, held_fields=held, listener=listener_for(quiet=not verbose), epoch_hook=hook, measure_train=True,
+                                 shuffle=shuffle, final=False)
         self._take(trainer)
         if result.interrupted:
             raise KeyboardInterrupt
@@ -341,7 +342,8 @@ class Model:
         """{"loss": .., "accuracy": ..} of the current weights."""
         fields = self._fields(x, y)
         trainer = self._trainer_for(fields, 1, min(32, len(fields["x"])), keep=True)
-        measured = trainer.measure(fields, seed=self.seed)
+        with self._block.telling():
+            measured = trainer.measure(fields, seed=self.seed)
         return {k: measured[k] for k in sorted(measured, key=lambda k: k != "loss")}
 
     def _fields(self, x, y, names: tuple[str, str] = ("x", "y")) -> dict[str, np.ndarray]:
@@ -368,15 +370,16 @@ class Model:
                 old.set_values(self._named())
                 old.stale = False
             return old
-        block = self._plan.block(self._text(), epochs, batch, self.seed)
-        program = load_program(self._program.file, f"{self._source}\n{block}")
-        plan = train_plan(program, BLOCK, given={BLOCK: Dataset("data", fields)})
-        trainer = Trainer(plan, self._backend, self._threads, quantize=self._quantize)
-        trainer.initialise(self.seed)
+        block = self._plan.block(self._text(), epochs, batch, self.seed, self._program.file, self._source)
+        with block.telling():
+            program = load_program(self._program.file, f"{self._source}\n{block.text}")
+            plan = train_plan(program, BLOCK, given={BLOCK: Dataset("data", fields)})
+            trainer = Trainer(plan, self._backend, self._threads, quantize=self._quantize)
+            trainer.initialise(self.seed)
         if old is not None:
             trainer.set_values(old.values(kinds=("own",)), kinds=("own",))
         trainer.set_values(self._named())
-        self._trainer, self._trainer_key = trainer, key
+        self._trainer, self._trainer_key, self._block = trainer, key, block
         return trainer
 
     def _named(self) -> dict[str, np.ndarray]:
@@ -398,106 +401,6 @@ class Model:
         found = fit(self._instance, read_weights(path), os.fspath(path))
         for k, (p, _) in enumerate(self._slots):
             self._write(k, found[p])
-
-
-BLOCK = "_python_fit"
-
-
-class _Compiled:
-    """What `Model.compile` was told, checked, and the train block it stands for."""
-
-    def __init__(self, program, instance, loss, optimizer_, metrics, learn):
-        self.lines: list[str] = []
-        functions = program.functions
-        self.loss = None if loss is None else _term("loss", loss, LOSSES, functions)
-        if learn is not None:
-            if not isinstance(learn, Mapping) or not learn:
-                raise TypeError('learn: expected {"layer path": eg.rule(...)}')
-            for path, r in learn.items():
-                if not isinstance(r, Rule):
-                    raise TypeError(f"learn[{path!r}]: expected eg.rule(...), got {r!r}")
-                self.lines.append(f"learn {_place(path)} by {r.text}{_given(program, r)}")
-        if optimizer_ is not None and self.loss is None:
-            raise ValueError("an optimizer needs a loss")
-        if self.loss is not None and (optimizer_ is not None or learn is None):
-            rest = [p for p, _ in instance.params if not any(p.startswith(f"{path}.") for path in learn or ())]
-            if not rest:
-                raise ValueError("every layer has a rule of its own: there is nothing left for the optimizer")
-            wrt = f" wrt ({', '.join(map(_place, rest))},)" if learn else ""
-            self.lines.append(f"minimize {self.loss}{wrt} using {optimizer(optimizer_ if optimizer_ is not None else 'adam').text}")
-        elif self.loss is not None:
-            self.lines.append(f"measure loss = {self.loss}")
-        if not self.lines:
-            raise ValueError("compile needs a loss, or learn={...}")
-        if isinstance(metrics, str):
-            raise TypeError(f'metrics: expected a list, as in metrics=["{metrics}"]')
-        named = metrics.items() if isinstance(metrics, Mapping) else ((str(m), m) for m in metrics)
-        for name, m in named:
-            table = {**METRICS, "accuracy": _BINARY_ACCURACY} if loss == "bce_with_logits" else METRICS
-            if not name.isidentifier() or name == "loss":
-                raise ValueError(f"metrics: {name!r} cannot be a metric's name" + ("" if name == "loss" else "; use {name: eg.expr(...)}"))
-            self.lines.append(f"measure {name} = {_term('metric', m, table, functions)}")
-
-    @property
-    def text(self) -> str:
-        return "\n".join(self.lines)
-
-    def block(self, model: str, epochs: int, batch: int, seed: int) -> str:
-        """The train block."""
-        body = [f"model = {model}", f'data = dataset("{BLOCK}")', f"batch = {batch}", f"epochs = {epochs}", f"seed = {seed}", "holdout = 0",
-                "let out = model(x)", *self.lines]
-        return f"train {BLOCK} {{\n" + "".join(f"  {line}\n" for line in body) + "}\n"
-
-
-def _term(what: str, value, table: Mapping[str, str], functions: Mapping) -> str:
-    if isinstance(value, Verbatim):
-        return value.text
-    if isinstance(value, Callable):
-        raise TypeError(f"{what}: a Python function cannot be compiled; write it in the program and give its name")
-    if not isinstance(value, str):
-        raise TypeError(f"{what}: expected a name, got {value!r}")
-    if value in functions:
-        return f"{value}(out, y)"
-    if value in table:
-        return table[value]
-    from .compiler.diagnostics import did_you_mean
-    near = did_you_mean(value, [*table, *functions])
-    raise ValueError(f"unknown {what} {value!r}: " + (f"did you mean {near!r}?" if near else f"known: {', '.join([*table, *functions])}"))
-
-
-def _given(program, r: Rule) -> str:
-    """What a rule is given: what its user says, or else y in the shape that the rule's type asks for."""
-    from .frontend.ast import Name
-    decl = getattr(program.scope.lookup(r.name), "decl", None)
-    signals = getattr(decl, "given", None)
-    if signals is None:
-        from .compiler.diagnostics import did_you_mean, error
-        near = did_you_mean(r.name, program.scope.all_names())
-        raise error(None, f"there is no rule `{r.name}`", hint=f"did you mean `{near}`?" if near else None)
-    if not signals:
-        return ""
-    if isinstance(r.given, Verbatim):
-        return f" given {r.given.text}"
-    names = [".".join(s.path) for s in signals]
-    if r.given is not None:
-        return " given " + ", ".join(f"{k} = {v.text}" for k, v in r.given.items())
-    if len(signals) > 1:
-        raise ValueError(f"rule {r.name} is given {', '.join(names)}: say what they are, eg.rule({r.name!r}, ..., given={{{names[0]!r}: eg.expr('...'), ...}})")
-    t = signals[0].type
-    dims = getattr(t, "dims", None)
-    if dims is None or t.name not in ("f32", "float", "f64", "f16", "bf16"):
-        return " given y"
-    if len(dims) == 1 and isinstance(dims[0], Name):
-        return " given f32(y)"
-    rows = "one_hot(y, out.shape[1])"
-    if names == ["error"]:
-        return f" given (softmax(out, dim = -1) - {rows}) / out.shape[0]"
-    return f" given if y.ndim == 1 {{ {rows} }} else {{ y }}"
-
-
-def _place(path: str) -> str:
-    """A layer's or parameter's path as a program writes it: `body.0.w` is `model.body[0].w`."""
-    return "model" + "".join(f"[{p}]" if p.isdigit() else f".{p}" for p in path.split(".") if p)
 
 
 def _shown(value) -> str:

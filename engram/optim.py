@@ -76,29 +76,44 @@ def rule(name: str, *args, given: Verbatim | Mapping[str, Verbatim] | None = Non
     return Rule(name, args, kwargs, given)
 
 
+def _checked(name: str, kwargs: dict[str, Any]) -> Rule:
+    """The rule; a number that makes no sense is refused here, where its name is known. Pieces of program text (schedules) pass."""
+    for k, v in kwargs.items():
+        if isinstance(v, Verbatim) or k == "nesterov" and isinstance(v, bool | np.bool_):
+            continue
+        number = isinstance(v, int | float | np.integer | np.floating) and not isinstance(v, bool)
+        share = k in ("b1", "b2", "alpha", "momentum")
+        want = "true or false" if k == "nesterov" else "a number from 0 to below 1" if share else "a number from 0"
+        if not number or k == "nesterov":
+            raise TypeError(f"{name}: {k} is {v!r}, expected {want}")
+        if not 0 <= v < (1 if share else float("inf")):
+            raise ValueError(f"{name}: {k} is {v!r}, expected {want}")
+    return Rule(name, kwargs=kwargs)
+
+
 def SGD(lr: float = 0.01, momentum: float = 0.0, nesterov: bool = False, weight_decay: float = 0.0) -> Rule:
     """Stochastic gradient descent, as torch.optim.SGD without dampening."""
-    return Rule("sgd", kwargs=dict(lr=lr, momentum=momentum, nesterov=nesterov, weight_decay=weight_decay))
+    return _checked("sgd", dict(lr=lr, momentum=momentum, nesterov=nesterov, weight_decay=weight_decay))
 
 
 def Adam(lr: float = 1e-3, b1: float = 0.9, b2: float = 0.999, eps: float = 1e-8) -> Rule:
     """Adam (Kingma & Ba 2015)."""
-    return Rule("adam", kwargs=dict(lr=lr, b1=b1, b2=b2, eps=eps))
+    return _checked("adam", dict(lr=lr, b1=b1, b2=b2, eps=eps))
 
 
 def AdamW(lr: float = 1e-3, b1: float = 0.9, b2: float = 0.999, eps: float = 1e-8, weight_decay: float = 0.01) -> Rule:
     """Adam with decoupled weight decay."""
-    return Rule("adamw", kwargs=dict(lr=lr, b1=b1, b2=b2, eps=eps, weight_decay=weight_decay))
+    return _checked("adamw", dict(lr=lr, b1=b1, b2=b2, eps=eps, weight_decay=weight_decay))
 
 
 def RMSprop(lr: float = 0.01, alpha: float = 0.99, eps: float = 1e-8) -> Rule:
     """RMSprop, as torch.optim.RMSprop without momentum."""
-    return Rule("rmsprop", kwargs=dict(lr=lr, alpha=alpha, eps=eps))
+    return _checked("rmsprop", dict(lr=lr, alpha=alpha, eps=eps))
 
 
 def Lion(lr: float = 1e-4, b1: float = 0.9, b2: float = 0.99, weight_decay: float = 0.0) -> Rule:
     """Lion (Chen et al. 2023): sign updates."""
-    return Rule("lion", kwargs=dict(lr=lr, b1=b1, b2=b2, weight_decay=weight_decay))
+    return _checked("lion", dict(lr=lr, b1=b1, b2=b2, weight_decay=weight_decay))
 
 
 BY_NAME = {"sgd": SGD, "adam": Adam, "adamw": AdamW, "rmsprop": RMSprop, "lion": Lion}

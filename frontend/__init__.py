@@ -28,6 +28,7 @@ from .api import (  # noqa: F401
 )
 from .checking import check, check_layer  # noqa: F401
 from .first_values import First, first_values  # noqa: F401
+from .names import unknown_names  # noqa: F401
 from .program import Program, load  # noqa: F401
 from .train import TrainPlan, elaborate_train  # noqa: F401
 from .train_epoch import epoch_module, reachable  # noqa: F401

@@ -16,6 +16,7 @@ from .calls import bind_signature, check_sizes, is_key, run_body
 from .elaborator import Elaborator, deep_recursion
 from .frame import KEY, Frame
 from .layers import instantiate as make_layer
+from .names import unknown_names
 from .program import Program
 from .signature import Signature
 from .values import MISSING, CallArgs, FnValue, LayerClass, LayerInstance, Poisoned, Undecidable
@@ -48,6 +49,8 @@ def check(program: Program, observer: Callable | None = None) -> list:
                 check_layer_class(program.scope.lookup(name), problems, observer)
         except CompileError as e:
             problems.extend(e)
+    for d in unknown_names(program):                               # elaboration meets the first one of an expression
+        problems.add(d)
     for item in program.main.tree.items:
         if isinstance(item, A.Let):
             try:

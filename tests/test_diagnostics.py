@@ -133,6 +133,12 @@ def test_collector_keeps_warnings_raises_errors_and_stops():
     c.error(at("k.nn", 2, 1, 2), "two")
     with pytest.raises(CompileError, match="stopped after 3 errors"):
         c.error(at("k.nn", 3, 1, 2), "three")
+    with pytest.raises(CompileError) as again:
+        c.raise_if_errors()
+    with pytest.raises(CompileError) as info:                # whoever goes on hears the same, once
+        c.extend(again.value)
+        c.error(at("k.nn", 4, 1, 2), "four")
+    assert [d.message for d in info.value.diagnostics] == ["w", "same", "two", "three", "stopped after 3 errors"]
 
 
 def test_did_you_mean():
