@@ -7,7 +7,7 @@ or two rows is a function of its own (a kind with `FEW`), which only programs wi
 * Register tiles: MR x (NW vectors) accumulators; MR x NW x lanes from the register count. Rows are spread evenly over
   panels of even height <= MR, so no more than one row of a matrix is wasted.
 * A is packed to panels of h rows (a panel stays in L1), B to panels of NR columns (a block stays in L2); packing takes
-  any strides.
+  any strides. B is packed by the first row of tiles that uses it, whose arithmetic goes on while the next panel comes from memory.
 * Products of bf16 on targets that multiply pairs (`CpuTarget.bf16_dot`): packed panels hold pairs of neighbouring k's as 32-bit words. Such
   an instruction takes subnormal numbers for 0 and rounds after each pair; other targets widen to f32 while packing.
 * Convolutions and other contractions over several dims: rows, columns and k may be given by tables of offsets.
@@ -27,18 +27,15 @@ import functools
 import threading
 
 from .compile import Library, compile_many, submit
-from .gemm_base import ARG_INDEX, ARGS, CHUNK, FEW, Tiling, panel_at, panel_stride, scratch_bytes, symbol, tiling
+from .gemm_base import ARG_INDEX, ARGS, CHUNK, FEW, MEMORY_SIZE, Tiling, panel_at, panel_stride, scratch_bytes, symbol, tiling
 from .gemm_pack import Pack
-from .gemm_tile import Tiles
+from .gemm_tile import Tile, Tiles, Walk
 from .irtext import Fn
 from .target import CpuTarget, host_target
 
 
 class _Gen(Pack, Tiles):
     """Writes the functions of one dtype."""
-
-    def whole_panels(self, f: Fn, n: str) -> str:
-        return f.imul(f.udiv(n, str(self.t.nr)), str(self.t.nr))
 
     def packed_panel(self, f: Fn, packed_b: str, j: str, k: str, direct: str) -> str:
         """Where the panel of B from column j on is packed; of a B that is read where it lies only the ragged last one is."""
@@ -92,19 +89,7 @@ class _Gen(Pack, Tiles):
                 first = f.both("%overwrite", f.icmp("eq", pc.index, "0"))
                 last = f.both(has_epilogue, f.icmp("sge", f.iadd(pc.index, step), total))
                 b_block = "%b" if tables else f.gep(self.eb, "%b", f.iadd(f.imul(f.imul(pc.index, per), "%brs"), f.imul(jc.index, "%bcs")))
-                # whole panels that lie row by row are packed by the first tiles that use them
-                late = f.both(f.op(f"xor i1 {few}, true"), unit_b)
-                whole = self.whole_panels(f, n_here)
-                unpacked = "0" if self.pairs else f.op(f"select i1 {late}, i64 {whole}, i64 0")
                 left = f.isub("%k", f.imul(pc.index, per))
-                with f.loop(f.op(f"select i1 {direct}, i64 {whole}, i64 {unpacked}"), n_here, str(t.nr)) as j:
-                    if tables:
-                        src = (f"ptr %b, ptr {f.gep('i32', '%bcs', f.iadd(jc.index, j.index))}, "
-                               f"ptr {f.gep('i32', '%brs', pc.index)}")
-                    else:
-                        src = f"ptr {f.gep(self.eb, b_block, f.imul(j.index, '%bcs'))}, i64 %bcs, i64 %brs"
-                    f.do(f"call void @pack_b{'_tables' if tables else ''}(ptr {self.packed_panel(f, packed_b, j.index, k_here, direct)}, "
-                         f"{src}, i64 {t.nr}, i64 {f.isub(n_here, j.index)}, i64 {k_here}{f', i64 {left}' if self.pairs else ''})")
                 with f.loop("0", "%m", str(t.mc)) as ic:
                     m_here = f.imin(str(t.mc), f.isub("%m", ic.index))
                     pairs = f.udiv(f.iadd(m_here, "1"), "2")
@@ -145,41 +130,57 @@ class _Gen(Pack, Tiles):
                             packed = self.packed_panel(f, packed_b, j.index, k_here, direct)
                             c_tile = f.gep(e, c_panel, j.index)
                             rows = f.imin(valid, height)
+                            tile = Tile(k_here, a_panel, packed, c_tile, ldc, cols, rows, first, height)
+                            top = f.icmp("eq", f.iadd(ic.index, p.index), "0")
                             if tables:
-                                self.any_tile(f, temporary, k_here, a_panel, packed, str(t.nr), c_tile, ldc, cols, rows,
-                                              first, height)
+                                with f.when(top):
+                                    f.do(f"call void @pack_b_tables(ptr {packed}, ptr %b, ptr {f.gep('i32', '%bcs', f.iadd(jc.index, j.index))}, "
+                                         f"ptr {f.gep('i32', '%brs', pc.index)}, i64 {t.nr}, i64 {f.isub(n_here, j.index)}, i64 {k_here})")
+                                self.any_tile(f, temporary, tile, packed, str(t.nr), Walk(packed))
                             else:
-                                self.first_or_any_tile(f, temporary, b_block, direct, unpacked, j.index, f.iadd(ic.index, p.index),
-                                                       packed, k_here, a_panel, c_tile, ldc, cols, rows, first, height)
+                                self.first_or_any_tile(f, temporary, tile, f.gep(self.eb, b_block, f.imul(j.index, "%bcs")), top, direct,
+                                                       f.both(unit_b, f.op(f"xor i1 {few}, true")), f.isub(n_here, j.index), left)
                         with f.when(last):
-                            top, left = f.iadd("%row0", f.iadd(ic.index, row)), f.iadd("%col0", jc.index)
-                            self.call_epilogue(f, "%epi", "%env", c_panel, ldc, "%b0", "%b1", top,
-                                               f.iadd(top, f.imin(valid, height)), left, f.iadd(left, n_here))
+                            r0, c0 = f.iadd("%row0", f.iadd(ic.index, row)), f.iadd("%col0", jc.index)
+                            self.call_epilogue(f, "%epi", "%env", c_panel, ldc, "%b0", "%b1", r0,
+                                               f.iadd(r0, f.imin(valid, height)), c0, f.iadd(c0, n_here))
         f.finish()
 
     def call_epilogue(self, f: Fn, function: str, env: str, panel: str, ldc: str, *box: str) -> None:
         """What is to be done to a finished panel of C: rows and columns of a matrix of the batch (b0, b1, r0, r1, c0, c1)."""
         f.do(f"call void {function}(ptr {env}, ptr {panel}, i64 {ldc}, {', '.join(f'i64 {x}' for x in box)})")
 
-    def first_or_any_tile(self, f, temporary, b_block, direct, unpacked, j, row, packed, k, a_panel, c_tile, ldc, cols, rows, first,
-                          height) -> None:
-        """A tile of the plain kind: the first row of tiles finds B unpacked and packs it."""
-        t = self.t
-        here = f.gep(self.eb, b_block, j)
-        if self.pairs:
-            self.any_tile(f, temporary, k, a_panel, packed, str(t.nr), c_tile, ldc, cols, rows, first, height)
-            return
-        packs, plain, done = f.new_label("packs"), f.new_label("plain"), f.new_label("tile.done")
-        f.branch(f.both(f.icmp("eq", row, "0"), f.icmp("slt", j, unpacked)), packs, plain)
+    def first_or_any_tile(self, f: Fn, temporary: str, tile: Tile, b: str, top: str, direct: str, unit: str, n_left: str, k_left: str) -> None:
+        """A tile of the plain kind. The first row of tiles (`top`) finds B (at `b`) unpacked and packs it: within the tile where it is a
+        whole panel that lies row by row (`unit`), and otherwise in front of it."""
+        t, size = self.t, str(MEMORY_SIZE[self.side["b"]])
+        whole = f.icmp("sge", tile.cols, str(t.nr))
+        in_place = f.both(direct, whole)
+        packs, plain, other, done = (f.new_label(x) for x in ("packs", "plain", "other", "tile.done"))
+        inside = "false" if self.pairs else f.both(top, f.both(unit, whole))
+        f.branch(inside, packs, other)
         f.label(packs)
-        self.packing_tile(f, height, f"i64 {k}, ptr {a_panel}, ptr {here}, i64 %brs, ptr {c_tile}, i64 {ldc}, i64 {cols}, "
-                          f"i64 {rows}, i1 {first}, ptr {packed}")
+        if not self.pairs:
+            self.packing_tile(f, tile, b)
         f.jump(done)
+        f.label(other)
+        now = f.both(top, f.op(f"xor i1 {in_place}, true"))
+        with f.when(now):
+            f.do(f"call void @pack_b(ptr {tile.b}, ptr {b}, i64 %bcs, i64 %brs, i64 {t.nr}, i64 {n_left}, i64 {tile.k}"
+                 f"{f', i64 {k_left}' if self.pairs else ''})")
+        f.jump(plain)
         f.label(plain)
-        in_place = f.both(direct, f.icmp("sge", cols, str(t.nr)))
-        b_panel = f.op(f"select i1 {in_place}, ptr {here}, ptr {packed}")
+        b_panel = f.op(f"select i1 {in_place}, ptr {b}, ptr {tile.b}")
         ldb = f.op(f"select i1 {in_place}, i64 %brs, i64 {t.nr}")
-        self.any_tile(f, temporary, k, a_panel, b_panel, ldb, c_tile, ldc, cols, rows, first, height)
+        # what comes from far while this tile is multiplied: the next panel, which is read in place or packed by the next tile
+        walk = Walk(tile.b)
+        column = f.imul("%bcs", size)
+        half = str(t.nr // 2)
+        long = f.op(f"call i64 @llvm.smax.i64(i64 {f.udiv(f.imul(tile.k, size), '64')}, i64 1)")
+        walk = walk.unless(f, f.both(now, f.icmp("eq", "%brs", "1")),
+                           Walk(f.op(f"getelementptr i8, ptr {b}, i64 {f.imul(column, str(t.nr))}"), long, column, f.imul(column, half)))
+        walk = walk.unless(f, in_place, Walk(f.gep(self.eb, b, str(t.nr)), "1", f.imul("%brs", size), "64"))
+        self.any_tile(f, temporary, tile, b_panel, ldb, walk)
         f.jump(done)
         f.label(done)
 

@@ -1,8 +1,45 @@
 """The GEMM's register tiles: one function per height and width, and how the drivers call them."""
 from __future__ import annotations
 
+from dataclasses import dataclass, replace
+
 from .gemm_base import PREFETCH, Base
 from .irtext import Fn
+
+WALK_PARAMS = ", ptr %far, i64 %lines, i64 %hop, i64 %beside"
+
+
+@dataclass(frozen=True)
+class Tile:
+    """What one turn of the innermost loop works on: depth, A's panel, where B's panel is packed, C's tile, its part that exists, whether
+    C is overwritten, the height of the panel."""
+
+    k: str
+    a: str
+    b: str
+    c: str
+    ldc: str
+    cols: str
+    rows: str
+    first: str
+    height: str
+
+
+@dataclass(frozen=True)
+class Walk:
+    """What a tile brings to L2 while it multiplies, with each k a line (64 bytes) at `far` and, where B's rows are longer than that, one
+    `beside` bytes further: `lines` lines of a row, then those of the row `hop` bytes further, and so on."""
+
+    far: str
+    lines: str = "1"
+    hop: str = "0"
+    beside: str = "0"
+
+    def unless(self, f: Fn, cond: str, other: Walk) -> Walk:
+        """`other` where `cond` holds."""
+        return Walk(f.op(f"select i1 {cond}, ptr {other.far}, ptr {self.far}"),
+                    *(f.op(f"select i1 {cond}, i64 {y}, i64 {x}") for x, y in
+                      ((self.lines, other.lines), (self.hop, other.hop), (self.beside, other.beside))))
 
 
 class Tiles(Base):
@@ -10,10 +47,11 @@ class Tiles(Base):
 
     def micro(self, h: int, nw: int, packs: bool = False) -> str:
         """C[h x nw vectors] (+)= Apanel[k][h] @ B[k][ldb]; `cols`, `rows` = what of the tile exists (masked targets).
-        With `packs`, B (a whole panel, unpacked) is also written to `packed` on the way: packing hides behind arithmetic."""
+        With `packs`, B (a whole panel, unpacked) is also written to `packed` on the way: packing hides behind arithmetic.
+        It also walks over what is to come to L2 meanwhile, two lines of memory with each k (see Walk)."""
         name = f"tile_{h}x{nw}" + ("_packing" if packs else "")
         f = Fn(self.tiles, f"void @{name}(i64 %k, ptr noalias %a, ptr noalias %b, i64 %ldb, ptr noalias %c, "
-                       f"i64 %ldc, i64 %cols, i64 %rows, i1 %first{', ptr noalias %packed' if packs else ''})", "#2")
+                       f"i64 %ldc, i64 %cols, i64 %rows, i1 %first{', ptr noalias %packed' if packs else WALK_PARAMS})", "#2")
         masks: list[str | None] = [None] * nw
         last: list[str | None] = [None] * nw
         if self.target.masked:
@@ -40,18 +78,20 @@ class Tiles(Base):
         start = [f.op(f"phi {self.v} [ zeroinitializer, %entry ], [ {x}, %{init} ]") for x in loaded]
         # A's pointer and B's pointer advance; the accumulators stay in registers
         carried = [("ptr", "%a"), ("ptr", "%b"), *((self.v, x) for x in start)]
+        walks = nw == self.t.nw and not packs
+        if walks:
+            carried += [("ptr", "%far"), ("ptr", "%far"), ("i64", "%lines")]
         ahead = f.imul("%ldb", str(PREFETCH // 2))
-        # B that is read where it lies may come from far: the next panel's lines, in the pages of these
-        beside = f.op(f"select i1 {f.icmp('eq', '%ldb', str(self.t.nr))}, i64 0, i64 {self.t.nr}")
         eb = self.eb if packs else self.e
+        lines = range(0, nw * self.w, max(1, 64 // self.size))
 
         def step(a: str, b: str, acc: list[str], packed: str = "") -> list[str]:
             self.prefetch(f, f.gep(self.e, a, str(PREFETCH // 2 * h)))    # B's panels pass through L1 and push A's out
             soon = f.gep(eb, b, ahead)                         # B's panels come from L2
-            for j in range(nw):
-                self.prefetch(f, f.gep(eb, soon, str(j * self.w)))
-                if not packs:
-                    self.prefetch(f, f.gep(eb, f.gep(eb, b, beside), str(j * self.w)), 2)
+            for j in lines:
+                self.prefetch(f, f.gep(eb, soon, str(j)))
+                if packs:                                      # the next panel, which the next tile packs, comes from far
+                    self.prefetch(f, f.gep(eb, b, str(nw * self.w + j)), 2)
             bs = [self.vload_side(f, "b", f.gep(eb, b, str(j * self.w))) if packs else
                   self.packed_row(f, f.gep(eb, b, str(j * self.w))) for j in range(nw)]
             for j in range(nw if packs else 0):
@@ -64,70 +104,85 @@ class Tiles(Base):
 
         with f.loop("0", "%k", carried=carried) as loop:
             a, b, *acc = loop.values
+            acc, walk = (acc[:-3], acc[-3:]) if walks else (acc, [])
             packed = f.gep(self.e, "%packed", f.imul(loop.index, str(self.t.nr))) if packs else ""
-            loop.next = [f.gep(self.e, a, str(h)), f.gep(eb, b, "%ldb"), *step(a, b, acc, packed)]
+            walk = self.walk(f, *walk)                         # in front: LLVM loads nothing earlier than a prefetch before it
+            loop.next = [f.gep(self.e, a, str(h)), f.gep(eb, b, "%ldb"), *step(a, b, acc, packed), *walk]
         for i in range(h):
             for j in range(nw):
                 self.vstore(f, loop.results[2 + i * nw + j], *at(i, j))
         f.finish()
         return name
 
+    def walk(self, f: Fn, at: str = "", row: str = "", left: str = "") -> list[str]:
+        """A step of the walk of a tile (none: it has none); where it is then."""
+        if not at:
+            return []
+        self.prefetch(f, at, 2)
+        if self.t.nr * self.size > 64:
+            self.prefetch(f, f.gep("i8", at, "%beside"), 2)
+        further, below = f.gep("i8", at, "64"), f.gep("i8", row, "%hop")
+        left = f.isub(left, "1")
+        turn = f.icmp("eq", left, "0")
+        return [f.op(f"select i1 {turn}, ptr {below}, ptr {further}"), f.op(f"select i1 {turn}, ptr {below}, ptr {row}"),
+                f.op(f"select i1 {turn}, i64 %lines, i64 {left}")]
+
     def packing_heights(self) -> list[int]:
         """Heights of the panels of a matrix that is tall enough for packing B (see `few` in `single`)."""
         return [self.t.mr - 2, self.t.mr]
 
-    def packing_tile(self, f: Fn, height: str, args: str) -> None:
-        """The first tile of a column of tiles: packs its panel of B."""
+    def packing_tile(self, f: Fn, tile: Tile, b: str) -> None:
+        """The first tile of a column of tiles: packs its panel of B, which lies at `b`."""
         done = f.new_label("packed")
         labels = {h: f.new_label("packing") for h in self.packing_heights()}
-        f.do(f"switch i64 {height}, label %{done} [ {' '.join(f'i64 {h}, label %{x}' for h, x in labels.items())} ]")
+        f.do(f"switch i64 {tile.height}, label %{done} [ {' '.join(f'i64 {h}, label %{x}' for h, x in labels.items())} ]")
         for h, label in labels.items():
             f.label(label)
-            f.do(f"call void @tile_{h}x{self.t.nw}_packing({args})")
+            f.do(f"call void @tile_{h}x{self.t.nw}_packing(i64 {tile.k}, ptr {tile.a}, ptr {b}, i64 %brs, ptr {tile.c}, i64 {tile.ldc}, "
+                 f"i64 {tile.cols}, i64 {tile.rows}, i1 {tile.first}, ptr {tile.b})")
             f.jump(done)
         f.label(done)
 
-    def call_tile(self, f: Fn, k: str, a: str, b: str, ldb: str, c: str, ldc: str, cols: str, rows: str, first: str,
-                  height: str) -> None:
+    def call_tile(self, f: Fn, tile: Tile, b: str, ldb: str, walk: Walk) -> None:
         """Pick the register tile for this height and width."""
         done = f.new_label("tiled")
-        narrow = f.icmp("sle", cols, str(self.w))
-        key = f.iadd(f.op(f"mul i64 {height}, 2"), f.op(f"zext i1 {narrow} to i64"))
+        narrow = f.icmp("sle", tile.cols, str(self.w))
+        key = f.iadd(f.op(f"mul i64 {tile.height}, 2"), f.op(f"zext i1 {narrow} to i64"))
         labels = {(h, nw): f.new_label("tile") for h in self.t.heights for nw in (1, self.t.nw)}
         cases = " ".join(f"i64 {h * 2 + (nw == 1)}, label %{lab}" for (h, nw), lab in labels.items())
         f.do(f"switch i64 {key}, label %{done} [ {cases} ]")
         for (h, nw), lab in labels.items():
             f.label(lab)
-            f.do(f"call void @tile_{h}x{nw}(i64 {k}, ptr {a}, ptr {b}, i64 {ldb}, ptr {c}, i64 {ldc}, i64 {cols}, "
-                 f"i64 {rows}, i1 {first})")
+            f.do(f"call void @tile_{h}x{nw}(i64 {tile.k}, ptr {tile.a}, ptr {b}, i64 {ldb}, ptr {tile.c}, i64 {tile.ldc}, i64 {tile.cols}, "
+                 f"i64 {tile.rows}, i1 {tile.first}, ptr {walk.far}, i64 {walk.lines}, i64 {walk.hop}, i64 {walk.beside})")
             f.jump(done)
         f.label(done)
 
-    def any_tile(self, f: Fn, temporary: str, *args: str) -> None:
+    def any_tile(self, f: Fn, temporary: str, tile: Tile, b: str, ldb: str, walk: Walk) -> None:
+        """A tile whose B lies at `b`, rows `ldb` apart."""
         if self.target.masked:
-            self.call_tile(f, *args)
+            self.call_tile(f, tile, b, ldb, walk)
         else:
-            self.edge_tile(f, temporary, *args)
+            self.edge_tile(f, temporary, tile, b, ldb, walk)
 
-    def edge_tile(self, f: Fn, temporary: str, k: str, a: str, b: str, ldb: str, c: str, ldc: str, cols: str,
-                  rows: str, first: str, height: str) -> None:
+    def edge_tile(self, f: Fn, temporary: str, tile: Tile, b: str, ldb: str, walk: Walk) -> None:
         """Targets without cheap masks: a tile that sticks out is computed in a temporary one."""
-        nr = self.t.nr
-        part = f.either(f.icmp("slt", cols, str(nr)), f.icmp("slt", rows, height))
+        nr = str(self.t.nr)
+        part = f.either(f.icmp("slt", tile.cols, nr), f.icmp("slt", tile.rows, tile.height))
         edge, whole, done = f.new_label("edge"), f.new_label("whole"), f.new_label("done")
         f.branch(part, edge, whole)
         f.label(whole)
-        self.call_tile(f, k, a, b, ldb, c, ldc, str(nr), rows, first, height)
+        self.call_tile(f, replace(tile, cols=nr), b, ldb, walk)
         f.jump(done)
         f.label(edge)
 
         def copy(src: str, lds: str, dst: str, ldd: str) -> None:
-            with f.loop("0", rows) as i, f.loop("0", cols) as j:
+            with f.loop("0", tile.rows) as i, f.loop("0", tile.cols) as j:
                 value = f.load(self.e, f.gep(self.e, src, f.iadd(f.imul(i.index, lds), j.index)), self.size)
                 f.store(self.e, value, f.gep(self.e, dst, f.iadd(f.imul(i.index, ldd), j.index)), self.size)
-        with f.when(f.op(f"xor i1 {first}, true")):
-            copy(c, ldc, temporary, str(nr))
-        self.call_tile(f, k, a, b, ldb, temporary, str(nr), str(nr), rows, first, height)
-        copy(temporary, str(nr), c, ldc)
+        with f.when(f.op(f"xor i1 {tile.first}, true")):
+            copy(tile.c, tile.ldc, temporary, nr)
+        self.call_tile(f, replace(tile, c=temporary, ldc=nr, cols=nr), b, ldb, walk)
+        copy(temporary, nr, tile.c, tile.ldc)
         f.jump(done)
         f.label(done)
