@@ -27,7 +27,7 @@ import functools
 import threading
 
 from .compile import Library, compile_many, submit
-from .gemm_base import ARG_INDEX, ARGS, CHUNK, FEW, MEMORY_SIZE, Tiling, panel_at, panel_stride, scratch_bytes, symbol, tiling
+from .gemm_base import ARG_INDEX, ARGS, CHUNK, FEW, Tiling, panel_at, panel_stride, scratch_bytes, symbol, tiling
 from .gemm_pack import Pack
 from .gemm_tile import Tile, Tiles, Walk
 from .irtext import Fn
@@ -153,7 +153,7 @@ class _Gen(Pack, Tiles):
     def first_or_any_tile(self, f: Fn, temporary: str, tile: Tile, b: str, top: str, direct: str, unit: str, n_left: str, k_left: str) -> None:
         """A tile of the plain kind. The first row of tiles (`top`) finds B (at `b`) unpacked and packs it: within the tile where it is a
         whole panel that lies row by row (`unit`), and otherwise in front of it."""
-        t, size = self.t, str(MEMORY_SIZE[self.side["b"]])
+        t, size = self.t, str(self.bytes["b"])
         whole = f.icmp("sge", tile.cols, str(t.nr))
         in_place = f.both(direct, whole)
         packs, plain, other, done = (f.new_label(x) for x in ("packs", "plain", "other", "tile.done"))

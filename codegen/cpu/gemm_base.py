@@ -109,6 +109,7 @@ class Base:
         dtype, *sides = dtypes_of(kind)
         self.side = dict(zip("ab", sides))
         self.ea, self.eb = (MEMORY_TYPE[d] for d in sides)
+        self.bytes = {x: MEMORY_SIZE[d] for x, d in self.side.items()}
         self.same = {x: d == dtype for x, d in self.side.items()}
         self.dtype = dtype
         self.pairs = kind.endswith(PAIRS)
