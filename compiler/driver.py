@@ -8,6 +8,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from . import ops  # noqa: F401  (registers the op table)
+from .ir.collector import paused
 from .ir.core import Module, clone_module
 from .ir.printer import print_module
 from .memory import check_memory
@@ -45,6 +46,7 @@ def begin(modules: Iterable[Module], backend: str) -> None:
         prepare()
 
 
+@paused()
 def build(module: Module, backend: str = "cpu", threads: int | None = None, options: Options | None = None, inference: bool = False,
           once: bool = False) -> Program:
     """Compile a module of the front end for a backend. `threads` (cpu only): None takes all cores. `inference`: parameters (the arguments that entries

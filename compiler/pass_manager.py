@@ -1,4 +1,4 @@
-"""Runs passes over a module: verification after each, printing, timing, checking against an interpreter, reproducers.
+"""Runs passes over a module: verification, printing, timing, checking against an interpreter, reproducers.
 
 It knows no pass and no pipeline (those are in pipelines.py); a pass is anything with `name`, `apply(module)` and, optionally,
 `exact` (keeps every result bit for bit), `redefines` (changes what is computed, by request) and `stage_after` (the stage the module is in when it has run).
@@ -6,7 +6,6 @@ It knows no pass and no pipeline (those are in pipelines.py); a pass is anything
 from __future__ import annotations
 
 import difflib
-import gc
 import os
 import sys
 import tempfile
@@ -16,9 +15,12 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol, TextIO
 
 from .diagnostics import CompileError
+from .ir.collector import paused
 from .ir.core import Module, clone_module
 from .ir.printer import print_module
 from .ir.verifier import verify
+
+EACH = False                # verify after each pass, as the tests do; otherwise where the stage changes, and again after each if anything fails
 
 
 class Pass(Protocol):
@@ -42,7 +44,7 @@ class PassFailure(Exception):
 class Options:
     """What to do besides running. `check(before, after, pass)` raises when the two modules compute different things."""
 
-    verify: bool = True
+    verify: bool = False                          # after each pass
     print_after: frozenset[str] = frozenset()     # pass names, or {"all"}
     print_diff: bool = False
     time_passes: bool = False
@@ -66,32 +68,40 @@ class Timing:
 
 def run(module: Module, passes: Iterable[Pass], options: Options | None = None) -> Module:
     """Apply the passes in order. CompileError (the user's) goes through; anything else becomes a PassFailure."""
-    collecting = gc.isenabled()
-    gc.disable()                # passes make many small objects and drop few: a third of their time went into collecting
-    try:
+    with paused():
         return _run(module, passes, options or Options())
-    finally:
-        if collecting:
-            gc.enable()
 
 
 def _run(module: Module, passes: Iterable[Pass], o: Options) -> Module:
+    passes, given = list(passes), clone_module(module)
+    if not (EACH or o.verify or o.print_after or o.print_diff or o.check):
+        try:
+            return _apply(module, passes, o, None)
+        except Exception:
+            module = clone_module(given)                     # once more, to see which pass it was
+    return _apply(module, passes, o, given)
+
+
+def _apply(module: Module, passes: list[Pass], o: Options, given: Module | None) -> Module:
+    """All passes. With `given`, the module as it was, each is verified, watched, and blamed for what it does; otherwise verification
+    comes where the stage changes and at the end."""
     timing, done = Timing(), []
-    given = clone_module(module)
-    watched = bool(o.print_after or o.print_diff or o.check)
-    for p in passes:
-        before = clone_module(module) if watched else None
+    for k, p in enumerate(passes):
+        last = k + 1 == len(passes) or o.stop_after == p.name
+        before = clone_module(module) if o.print_after or o.print_diff or o.check else None
         start = time.perf_counter()
         try:
             module = p.apply(module)
             if getattr(p, "stage_after", None):
                 module.attrs["stage"] = p.stage_after
             timing.rows.append((p.name, time.perf_counter() - start))
-            if o.verify:
+            if given is not None or last or getattr(p, "stage_after", None):
                 verify(module, p.name)
         except CompileError:
             raise
         except Exception as e:
+            if given is None:
+                raise
             # a failing pass leaves a half-changed module: its reproducer shows what it was given
             raise PassFailure(p.name, _reproducer(p.name, print_module(before or _again(given, done)), e), e) from e
         done.append(p)
@@ -107,7 +117,7 @@ def _run(module: Module, passes: Iterable[Pass], o: Options) -> Module:
                 o.check(before, module, p)
             except AssertionError as e:
                 raise PassFailure(p.name, _reproducer(p.name, print_module(before), e, " --check-passes"), e) from e
-        if o.stop_after == p.name:
+        if last:
             break
     if o.time_passes:
         print(timing.text(), file=o.out)

@@ -12,6 +12,7 @@ import re
 from pathlib import Path
 
 from ..compiler.diagnostics import Diagnostics, Span, did_you_mean, error
+from ..compiler.ir.collector import paused
 from . import ast as A
 from .parse import parse, parse_file, parse_library
 from .values import FnValue, LayerClass, Lazy, Namespace, RuleValue, Scope
@@ -59,6 +60,7 @@ class Program:
         return {n: i for n, i in self.main.items.items() if isinstance(i, A.Layer)}
 
 
+@paused()
 def load(path_or_source: str | os.PathLike, text: str | None = None) -> Program:
     """Reads and parses a program and what it imports.  `path_or_source` is a path, or the program's text itself; with `text`
     given, that is the source and `path_or_source` its name."""

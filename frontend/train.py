@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 
 from ..compiler.diagnostics import CompileError, Diagnostic, Span, did_you_mean, error
 from ..compiler.ir import Loc, Module, TensorType, Value, i64, u64
+from ..compiler.ir.collector import paused
 from ..compiler.ir.types import dtype_of
 from . import ast as A
 from . import evaluate, rule_statements, train_learn  # noqa: F401  (expressions and statements)
@@ -95,6 +96,7 @@ class TrainPlan:
         return self._measures[n, readings]
 
 
+@paused()
 def elaborate_train(program: Program, name: str | None = None, overrides: dict | None = None,
                     load_dataset: Callable | None = None, loaders: dict[str, Callable] | None = None) -> TrainPlan:
     """The plan of a train block: the one called `name`, or the program's first.  `overrides` replace literal settings;

@@ -6,6 +6,7 @@ needs both. Allocations inside kernels are private to an iteration and stay as t
 """
 from __future__ import annotations
 
+from bisect import insort
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -96,17 +97,19 @@ def plan(func: Func, module: Module) -> None:
 
 def _assign(slots: list[_Slot]) -> int:
     """Offsets, large slots first, each at the lowest place free during its life; the arena's size."""
-    placed: list[_Slot] = []
+    placed: list[tuple[int, int, int, int]] = []           # (offset, end, first, last), by offset
     top = 0
     for s in sorted(slots, key=lambda s: -s.size):
-        at = 0
-        for p in sorted((p for p in placed if p.first <= s.last and s.first <= p.last), key=lambda p: p.offset):
-            if p.offset - at >= s.size:
-                break
-            at = max(at, p.offset + p.size)
+        at, size, first, last = 0, s.size, s.first, s.last
+        for offset, end, begins, ends in placed:
+            if begins <= last and first <= ends:
+                if offset - at >= size:
+                    break
+                if end > at:
+                    at = end
         s.offset = at
-        placed.append(s)
-        top = max(top, at + s.size)
+        insort(placed, (at, at + size, first, last))
+        top = max(top, at + size)
     return top
 
 

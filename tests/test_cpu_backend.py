@@ -394,6 +394,43 @@ def test_division_by_zero(op):
         p.call("f", [a, b])
 
 
+@pytest.mark.parametrize("repeated", [False, True])
+@pytest.mark.parametrize("threads", [1, 2])
+def test_calls_with_many_pointers(threads, repeated):
+    """Arguments, views of them, parts of the arena: as data filled in by the run-time, or as code where a loop repeats the call."""
+    n = 40000                                                # so that two threads share the work
+    adds = "\n".join(f"""      %a{k} = loop.load(%x{k}, %i) : f32
+      %s{k} = scalar.add({f"%s{k - 1}" if k else "%z"}, %a{k}) : f32""" for k in range(8))
+    call = """loop.call(%v, %v, %t, %v, %t, %t, %v, %t, %y) {callee = "sum", frame = 320000}"""
+    body = f"""%lo = scalar.constant() {{value = 0, type = i64}} : i64
+    %hi = scalar.constant() {{value = 3, type = i64}} : i64
+    loop.for(%lo, %hi) ({{^(%k: i64):
+      {call}
+      scf.yield()}})""" if repeated else call
+    callee = f"""
+  func @sum({", ".join(f"%x{k}: buf<f32[{n}]>" for k in range(8))}, %y: buf<f32[{n}]>) -> () attributes {{n_inputs = 8, n_outputs = 1, arena = 64}} {{
+    loop.parallel() {{extents = [{n}]}} ({{^(%i: i64):
+      %z = scalar.constant() {{value = 0.0, type = f32}} : f32
+{adds}
+      loop.store(%s7, %y, %i)
+      scf.yield()}})
+    func.return()
+  }}"""
+    module = program(f"%x: buf<f32[{n + 2}]>, %y: buf<f32[{n}]>", f"""
+    %one = scalar.constant() {{value = 1, type = i64}} : i64
+    %w = loop.view(%x, %one) {{shape = [{n + 1}], strides = [1]}} : buf<f32[{n + 1}], [1]>
+    %v = loop.view(%w, %one) {{shape = [{n}], strides = [1]}} : buf<f32[{n}], [1]>
+    %t = loop.alloc() {{type = buf<f32[{n}]>, offset = 64}} : buf<f32[{n}]>
+    loop.copy(%t, %v)
+    {body}""", 1, 1, ", arena = 320064", callee)
+    x = np.random.default_rng(0).normal(size=n + 2).astype("f4")
+    p = CpuProgram(module, threads)
+    want = np.zeros(n, "f4")
+    for _ in range(8):
+        want = want + x[2:]
+    np.testing.assert_array_equal(p.call("f", [x])[0], want)
+
+
 def test_donation_and_calls():
     """A result takes an argument's memory; callees have their own frames."""
     module = program("%x: buf<f32[64]>, %y: buf<f32[64]>, %s: buf<f32[64]>", """

@@ -1,4 +1,5 @@
 """Whole pipelines on differentiated programs: no pass changes a result, every stage prints and parses, all under the verifier."""
+import re
 from pathlib import Path
 
 import numpy as np
@@ -121,3 +122,41 @@ def test_a_group_has_the_place_of_its_last_op():
     for op in groups:
         *inside, end = op.regions[0].ops
         assert op.loc == end.loc == next(o.loc for o in reversed(inside) if o.loc is not None)
+
+
+@pytest.mark.parametrize("each", [False, True])
+def test_the_pass_that_broke_the_module_is_named(each, monkeypatch):
+    """Without verification after each pass, too: what fails is done again with it."""
+    from engram.compiler import pass_manager
+
+    class Fine:
+        name = "fine"
+
+        def apply(self, module):
+            return module
+
+    class Breaks(Fine):
+        name = "breaks"
+
+        def apply(self, module):
+            op = module.funcs["f"].body.ops[-1]
+            op.operands = op.operands[:0]
+            return module
+
+    class Trips(Fine):
+        name = "trips"
+
+        def apply(self, module):
+            return {len(f.returns.operands): module for f in module.funcs.values()}[1]
+
+    m = Module(attrs={"stage": "tensor", "entries": ["f"]})
+    func(m, "f", [T(2)], lambda b, x: b.mul(x, 2.0))
+    monkeypatch.setattr(pass_manager, "EACH", each)
+    for passes in ([Fine(), Breaks(), Fine()], [Breaks(), Trips(), Fine()]):
+        with pytest.raises(pass_manager.PassFailure) as e:
+            run(clone_module(m), passes)
+        assert e.value.pass_name == "breaks" and "returns (), declared (f64[2])" in str(e.value)
+        text = Path(e.value.reproducer).read_text()
+        assert "engram opt" in text and "-p breaks" in text and re.search(r"func\.return\(%\d", text)
+        Path(e.value.reproducer).unlink()
+    assert run(clone_module(m), [Fine(), Fine()]).funcs["f"].result_types == [T(2)]

@@ -36,6 +36,7 @@ QUICK_CHARS = 20_000         # a host level without loops that is longer than th
 POLL_TURNS = 256             # turns of a host-level loop between looks for Ctrl-C; shorter loops do not look (a power of 2)
 PART_CHARS = 30_000          # of LLVM text in one module: some 40 ms of compiling, side by side with the others
 KERNEL_TYPES = ["ptr", "i64", "i64"]            # the run-time and a range of units, before what the kernel takes
+TABLED = 8                   # pointers from which on a call's are data, not code
 SINGLE_CYCLES = 5000.0       # a kernel below this runs on thread 0: a barrier costs about a fifth of it
 
 
@@ -187,6 +188,7 @@ class _Host(Body):
         self.params: dict[int, bool] = {}
         self.single = True
         self.position = {v: i for i, v in enumerate(func.args)}
+        self.turns = 0                                   # loops around what is being written
         self.called = 0                                  # the most pointers any callee takes
 
     def emit(self) -> Summary:
@@ -342,11 +344,40 @@ class _Host(Body):
         symbol = symbol_of(op.attrs["callee"])
         f.module.declare(f'declare void @"{symbol}"(ptr, i64, i64, ptr)')
         with self.first() if summary.single else nullcontext():
-            pointers = [f.gep("i8", "%arena", str(op.attrs.get("frame", 0))), *[self.pointer(v) for v in op.operands]]
-            self.called = max(self.called, len(pointers))
-            for i, p in enumerate(pointers):
-                f.store("ptr", p, f.gep("ptr", "%callee", str(i)), 8)
+            self.called = max(self.called, len(op.operands) + 1)
+            if (table := self.table(op)) is not None:
+                f.do(f"call void @engram_pointers(ptr {table}, i64 {len(op.operands) + 1}, ptr %args, ptr %callee)")
+            else:
+                pointers = [f.gep("i8", "%arena", str(op.attrs.get("frame", 0))), *[self.pointer(v) for v in op.operands]]
+                for i, p in enumerate(pointers):
+                    f.store("ptr", p, f.gep("ptr", "%callee", str(i)), 8)
             f.do(f'call void @"{symbol}"(ptr %rt, i64 %tid, i64 %n, ptr %callee)')
+
+    def table(self, op: Op) -> str | None:
+        """A call's pointers as data, (which of %args, bytes further) for each, for a loop in the run-time to fill in: a model of many layers
+        passes thousands. None where they are few, are computed, or where the call repeats: code is faster."""
+        if len(op.operands) < TABLED or self.turns:
+            return None
+        found = [(0, int(op.attrs.get("frame", 0)))]
+        for v in op.operands:
+            further = 0
+            while v not in self.position and isinstance(v.owner, Op) and v.owner.name == "loop.view":
+                by = constant(v.owner.operands[1])
+                if by is None:
+                    return None
+                further += int(by) * v.type.dtype.bytes
+                v = v.owner.operands[0]
+            if v in self.position:
+                found.append((self.position[v] + 1, further))
+            elif isinstance(v.owner, Op) and v.owner.name == "loop.alloc":
+                found.append((0, v.owner.attrs["offset"] + further))
+            else:
+                return None
+        values = ", ".join(f"i64 {a}, i64 {b}" for a, b in found)
+        name = f"@table.{hashlib.sha256(values.encode()).hexdigest()[:16]}"
+        self.f.module.declare(f"{name} = private unnamed_addr constant [{2 * len(found)} x i64] [{values}], align 8")
+        self.f.module.declare("declare void @engram_pointers(ptr, i64, ptr, ptr)")
+        return name
 
     def _sort(self, op: Op) -> None:
         self.step([Access(self.places.of[v], True, True) for v in op.operands], True)
@@ -405,8 +436,10 @@ class _Host(Body):
         if any(not a.single for a in self.sync.pending):
             self.barrier()
         self.sync.add(as_single(self.inside(op)))
+        self.turns += 1
 
     def leave_turn(self) -> None:
+        self.turns -= 1
         if any(not a.single for a in self.sync.pending):
             self.barrier()
 

@@ -175,7 +175,7 @@ def compile_module(module: Module, threads: int | None = None, profile: bool = F
         objects.append(submit(text, target, quick or brief))
     emitter = Emitter(module, target, threads, profile, ready)
     emitter.run(names)
-    offered = ["engram_barrier", "engram_fail", "engram_profile", *emitter.constants, *(symbol(d) for d in emitter.gemms)]
+    offered = ["engram_barrier", "engram_fail", "engram_pointers", "engram_profile", *emitter.constants, *(symbol(d) for d in emitter.gemms)]
     return Compiled(target, threads, [x.result() for x in objects],
                     [x for x in offered if any(f"@{x}" in text for text in texts)],
                     [_signature(emitter, module.funcs[name]) for name in names],

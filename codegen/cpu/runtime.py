@@ -45,7 +45,7 @@ def compile_runtime() -> None:
 def symbols() -> dict[str, int]:
     """What generated code calls, for the linker."""
     known = _library()[1]
-    return {name: known[name] for name in ("engram_barrier", "engram_fail")}
+    return {name: known[name] for name in ("engram_barrier", "engram_fail", "engram_pointers")}
 
 
 def default_threads() -> int:

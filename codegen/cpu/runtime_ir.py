@@ -30,7 +30,7 @@ SPINS = 600             # x86: a pause is 40-140 cycles, so about 20 microsecond
 _FUTEX = {"x86_64": 202, "aarch64": 98}
 _WAIT, _WAKE = 128, 129            # FUTEX_WAIT_PRIVATE, FUTEX_WAKE_PRIVATE
 
-EXPORTS = ("engram_worker", "engram_launch", "engram_barrier", "engram_fail", "engram_stop", "engram_sigint",
+EXPORTS = ("engram_worker", "engram_launch", "engram_barrier", "engram_fail", "engram_pointers", "engram_stop", "engram_sigint",
            "engram_signal_state")
 
 
@@ -193,6 +193,28 @@ many:
   call void @post(ptr %rt, ptr %fn, ptr %args)
   call void %fn(ptr %rt, i64 0, i64 %n, ptr %args)
   call void @engram_barrier(ptr %rt)
+  ret void
+}}
+
+; out[i] = args[table[2 i]] + table[2 i + 1] bytes
+define void @engram_pointers(ptr %table, i64 %n, ptr %args, ptr %out) #2 {{
+entry:
+  br label %loop
+loop:
+  %i = phi i64 [ 0, %entry ], [ %i1, %loop ]
+  %which = getelementptr [2 x i64], ptr %table, i64 %i
+  %bytes = getelementptr i64, ptr %which, i64 1
+  %a = load i64, ptr %which, align 8
+  %b = load i64, ptr %bytes, align 8
+  %from = getelementptr ptr, ptr %args, i64 %a
+  %base = load ptr, ptr %from, align 8
+  %p = getelementptr i8, ptr %base, i64 %b
+  %to = getelementptr ptr, ptr %out, i64 %i
+  store ptr %p, ptr %to, align 8
+  %i1 = add i64 %i, 1
+  %more = icmp ult i64 %i1, %n
+  br i1 %more, label %loop, label %done
+done:
   ret void
 }}
 

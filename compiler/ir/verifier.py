@@ -64,9 +64,13 @@ class _Verifier:
                 self.error(None, f"donation {list(pair)} out of range")
 
     def block(self, block: Block, visible: set[Value], terminator: str) -> None:
-        scope = visible | set(block.args)
-        for a in block.args:
-            self.static(None, a)
+        """`visible`: the values of enclosing blocks; the block's own are in it while it is looked at."""
+        scope, own = visible, [v for v in block.args if v not in visible]
+        scope.update(own)
+        symbolic = self.stage == NN                            # dims may be
+        if not symbolic:
+            for a in block.args:
+                self.static(None, a)
         if not block.ops or block.ops[-1].name != terminator:
             self.error(block.ops[-1] if block.ops else None, f"block does not end in {terminator}")
         for i, op in enumerate(block.ops):
@@ -74,6 +78,7 @@ class _Verifier:
             if row is None:
                 self.error(op, "unknown op")
                 scope.update(op.results)
+                own += op.results
                 continue
             if row.terminator and i + 1 < len(block.ops):
                 self.error(op, "terminator in the middle of a block")
@@ -91,8 +96,11 @@ class _Verifier:
             for r in op.results:
                 if r.owner is not op:
                     self.error(op, "a result's owner is another op")
-                self.static(op, r)
+                if not symbolic:
+                    self.static(op, r)
             scope.update(op.results)
+            own += op.results
+        scope.difference_update(own)
 
     def nesting(self, block: Block, where: str | None) -> None:
         """`where`: None at the host level, "parallel" in an iteration, "lanes" in a loop whose iterations may be lanes of a vector."""
@@ -136,7 +144,7 @@ class _Verifier:
                 self.error(op, f"@{callee.name} gives ({_text(callee.result_types)}), recorded ({_text(got)})")
 
     def static(self, op: Op | None, v: Value) -> None:
-        if self.stage != NN and isinstance(v.type, TensorType) and not v.type.is_static:
+        if isinstance(v.type, TensorType) and not v.type.is_static:
             self.error(op, f"%{v.name or '?'}: {v.type} has symbolic dims at stage {self.stage}")
 
 
