@@ -17,7 +17,7 @@ LAYER = "layer Matrix(i, o) { param w: f32[i, o] = normal(0, 1 / sqrt(i)); fn (x
 
 
 def values(w: np.ndarray, kind: str | None) -> np.ndarray:
-    """What the weight type makes of w, by its definition."""
+    """What the option makes of w, by its definition."""
     a = np.abs(w)
     if kind is None:
         return w
@@ -27,8 +27,8 @@ def values(w: np.ndarray, kind: str | None) -> np.ndarray:
         n, km = int(kind[5:-1]), np.floor(np.log2(4 / 3 * a.max()))
         k = np.minimum(np.round(np.log2(np.maximum(a, 1e-30))), km)
         return np.where(k <= km - n, 0, np.sign(w) * 2.0 ** k)
-    top = {"int8": 127, "int4": 7}[kind]
-    return np.round(w / (a.max() / top)) * a.max() / top
+    scale = a.max(0) / {"int8": 127, "int4": 7}[kind]
+    return np.round(w / scale) * scale
 
 
 def matvec(threads: int | None, size: int, turns: int = 400) -> list[tuple]:

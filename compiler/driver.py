@@ -72,7 +72,7 @@ def _packed_once(module: Module):
     from ..passes.prepack import Prepack
     from ..passes.quantize import Quantize
     module = run(clone_module(module), [Quantize(), Prepack()])
-    return module, {n: [(i, f.args[i].type, weight, contract) for i, weight, contract in f.attrs["packs"]]
+    return module, {n: [(i, f.args[i].type, *how) for i, *how in f.attrs["packs"]]
                     for n, f in module.funcs.items() if "packs" in f.attrs}
 
 

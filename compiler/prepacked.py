@@ -11,12 +11,12 @@ _packed: dict[tuple, tuple[Any, list]] = {}          # (array, backend, how) -> 
 
 
 class Prepacked:
-    """A Program (driver.py) that takes the arguments from before prepack. `packs`: entry -> [(argument, its type, weight, contract)].
+    """A Program (driver.py) that takes the arguments from before prepack. `packs`: entry -> [(argument, its type, weight, contract, columns)].
 
     Arrays that hold weights are known by identity: whoever changes one in place has to pass a new one.
     """
 
-    def __init__(self, program, packs: dict[str, list[tuple[int, TensorType, str, int]]], backend: str, build):
+    def __init__(self, program, packs: dict[str, list[tuple[int, TensorType, str, int, bool]]], backend: str, build):
         self._program, self._packs, self._backend, self._build = program, packs, backend, build
         self._last: dict[str, tuple[list, list]] = {}        # entry -> (references to the arrays of its last call, what was made of them)
 
@@ -38,11 +38,11 @@ class Prepacked:
 
     def _make(self, arrays: list, hows: list) -> list:
         made, fresh = [], []
-        for array, (type, weight, contract) in zip(arrays, hows):
-            key = (id(array), self._backend, weight, contract)
+        for array, how in zip(arrays, hows):
+            key = (id(array), self._backend, *how)
             found = _packed.get(key)
             if found is None or found[0]() is not array:
-                found = _packed[key] = (weakref.ref(array, lambda _, key=key: _packed.pop(key, None)), self._packer(type, weight, contract).call("pack", [array]))
+                found = _packed[key] = (weakref.ref(array, lambda _, key=key: _packed.pop(key, None)), self._packer(*how).call("pack", [array]))
                 fresh.append(found[1])
             made.append(found[1])
         if hasattr(self._program, "together"):
@@ -50,11 +50,11 @@ class Prepacked:
                 parts[0] = codes
         return [x for parts in made for x in parts]
 
-    def _packer(self, type: TensorType, weight: str, contract: int):
+    def _packer(self, *how):
         from ..passes.prepack import packer
-        key = (self._backend, type, weight, contract)
+        key = (self._backend, *how)
         if key not in _packers:
-            _packers[key] = self._build(packer(type, weight, contract))
+            _packers[key] = self._build(packer(*how))
         return _packers[key]
 
 

@@ -31,9 +31,27 @@ def _nearest_exponent(a: float) -> int:
     return e - 1 + (m * m >= 0.5)              # 2 m above the root of 2
 
 
+def _columns(ev, w, weight: str, along: int | None) -> tuple[list[int], list[float]]:
+    """Whole numbers, and the scale of each column along this dim (None: the one scale as often as there are elements)."""
+    if along is None:
+        q, scale = _values(ev, w.data, weight)
+        return q, [scale] * len(q)
+    k, n = w.shape[along], w.shape[1 - along]
+    q, scales = [0] * len(w.data), []
+    for j in range(n):
+        at = range(j, k * n, n) if along == 0 else range(j * k, (j + 1) * k)
+        mine, scale = _values(ev, [w.data[i] for i in at], weight)
+        scales.append(scale)
+        for i, v in zip(at, mine):
+            q[i] = v
+    return q, scales
+
+
 def _quantize(ev, op, xs):
-    q, scale = _values(ev, xs[0].data, op.attrs["weight"])
-    return [ev.round([v * scale for v in q], f32)]
+    along, w = op.attrs.get("along"), xs[0]
+    q, scales = _columns(ev, w, op.attrs["weight"], along)
+    column = lambda i: i if along is None else i % w.shape[1] if along == 0 else i // w.shape[1]
+    return [ev.round([v * scales[column(i)] for i, v in enumerate(q)], f32)]
 
 
 def _quantized_dot(ev, op, xs):
@@ -41,15 +59,15 @@ def _quantized_dot(ev, op, xs):
     c, k = op.attrs["contract"], x.shape[-1]
     n = w.shape[1 - c]
     r = lambda v: ev.round([v], f32)[0]
-    q, scale = _values(ev, w.data, op.attrs["weight"])
+    q, scales = _columns(ev, w, op.attrs["weight"], c if op.attrs.get("columns") else None)
     out = []
     for i in range(0, len(x.data), k):
         line = x.data[i:i + k]
         top = max(max(map(abs, line)), r(1e-30))
         ints = [max(min(round(r(r(127 * v) / top)), 127), -128) for v in line]
-        step = r(r(top / 127) * scale)
+        step = r(top / 127)
         for j in range(n):
-            out.append(step * sum(a * q[t * n + j if c == 0 else j * k + t] for t, a in enumerate(ints)))
+            out.append(r(step * scales[j]) * sum(a * q[t * n + j if c == 0 else j * k + t] for t, a in enumerate(ints)))
     return [ev.round(out, f32)]
 
 

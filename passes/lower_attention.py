@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from ..compiler.ir.core import Block, Op, Value
 from ..compiler.ir.dims import product
 from ..compiler.ir.types import BufferType, ScalarType, i64
-from .cost import ATTENTION_APART, ATTENTION_KEYS, ATTENTION_LANES, ATTENTION_QUERIES
+from .cost import ATTENTION_APART, ATTENTION_FEW_KEYS, ATTENTION_KEYS, ATTENTION_LANES, ATTENTION_QUERIES
 from .lower_buffers import Storage
 from .lower_kernel import Kernel, Scope
 
@@ -172,7 +172,7 @@ class Emit:
 
 def _sides(op: Op) -> tuple[Side, Side]:
     t, s = op.operands[0].type.shape[-2], op.operands[1].type.shape[-2]
-    return Side(t, min(t, ATTENTION_QUERIES)), Side(s, min(s, ATTENTION_KEYS))
+    return Side(t, min(t, ATTENTION_QUERIES)), Side(s, min(s, ATTENTION_KEYS if t >= ATTENTION_LANES else ATTENTION_FEW_KEYS))
 
 
 def _length(body, op: Op, n: int) -> Storage | None:

@@ -1,7 +1,7 @@
 """prepack: functions that only read their weights take them packed.
 
 Quantised products with parameters (arguments that entry functions list in `weights`) get the packed codes and their scale as arguments of their own,
-through calls; what is left reads no stored weight. An entry's attribute `packs` lists [argument, weight, contract] for each pair of arguments added:
+through calls; what is left reads no stored weight. An entry's attribute `packs` lists [argument, weight, contract, columns] for each pair of arguments added:
 whoever runs it makes them once with `packer`. The driver applies it where a program was built for inference; parameters that a step changes are not for it.
 """
 from __future__ import annotations
@@ -16,7 +16,7 @@ from ..compiler.ops.packed import pack, packed_shape, product, weight_format
 from .quantize import parameters, source
 from .util import callees_first
 
-Want = tuple[int, str, int]              # argument, weight, contract
+Want = tuple[int, str, int, bool]        # argument, weight, contract, whether its columns have scales of their own
 
 
 @dataclass(frozen=True)
@@ -42,22 +42,23 @@ def _function(f: Func, mine: set[int], extra: dict[str, list[Want]]) -> list[Wan
     place = {f.args[i]: i for i in sorted(mine)}
     wanted: dict[Want, list[Value]] = {}
 
-    def packed(v: Value, weight: str, contract: int) -> list[Value]:
+    def packed(v: Value, weight: str, contract: int, columns: bool) -> list[Value]:
         i = place[source(v)[0]]
-        want = (i, weight, contract)
+        want = (i, weight, contract, columns)
         if want not in wanted:
             fmt, w = weight_format(weight)[0], f.args[i].type
-            types = [TensorType(fmt.memory[0], packed_shape(fmt, w.shape[contract], w.shape[1 - contract])), TensorType(f32, ())]
+            n = w.shape[1 - contract]
+            types = [TensorType(fmt.memory[0], packed_shape(fmt, w.shape[contract], n)), TensorType(f32, (n,) if columns else ())]
             wanted[want] = [Value(t, f.body, f"{f.args[i].name}.{part}") for t, part in zip(types, ("packed", "scale"))]
         return wanted[want]
 
     def visit(op: Op, out: Block) -> list[Value] | None:
         if op.name == "func.call" and extra.get(op.attrs["callee"]):
-            op.operands += [x for i, weight, contract in extra[op.attrs["callee"]] for x in packed(op.operands[i], weight, contract)]
+            op.operands += [x for i, *how in extra[op.attrs["callee"]] for x in packed(op.operands[i], *how)]
         if op.name != "nn.quantized_dot" or source(op.operands[1])[0] not in place or source(op.operands[1])[1]:
             return None
         weight = op.attrs["weight"]
-        codes, scale = packed(op.operands[1], weight, op.attrs["contract"])
+        codes, scale = packed(op.operands[1], weight, op.attrs["contract"], bool(op.attrs.get("columns")))
         return [product(Builder(out, op.loc), op.operands[0], codes, scale, weight, op.result.type.shape[-1])]
 
     rewrite(f.body, visit)
@@ -68,10 +69,10 @@ def _function(f: Func, mine: set[int], extra: dict[str, list[Want]]) -> list[Wan
     return list(wanted)
 
 
-def packer(type: TensorType, weight: str, contract: int) -> Module:
+def packer(type: TensorType, weight: str, contract: int, columns: bool) -> Module:
     """A module whose entry `pack` makes the packed codes and the scale of a matrix."""
     f = Func("pack", [type], ["w"])
-    codes, scale = pack(Builder(f.body), f.args[0], weight, contract)
+    codes, scale = pack(Builder(f.body), f.args[0], weight, contract, columns)
     f.body.append(Op("func.return", [codes, scale], {}, (), ()))
     f.result_types = [codes.type, scale.type]
     return Module([f], {"stage": "nn", "entries": ["pack"]})

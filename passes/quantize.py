@@ -1,8 +1,8 @@
 """quantize: products with cheap weights become sums of products of small integers (nn.quantized_dot).
 
 A cheap weight is what nn.quantize makes: reads of parameters declared `ternary`, `int8`, `pow2(n)`, and, when the module's attribute `quantize`
-names a weight type, every float matrix among the parameters that products use. Parameters are the arguments that an entry function lists
-in its attribute `weights`, followed through calls.
+names a weight type, every float matrix among the parameters that products use; int8 and int4 then have a scale for each column that is summed along. Parameters are
+the arguments that an entry function lists in its attribute `weights`, followed through calls.
 """
 from __future__ import annotations
 
@@ -12,9 +12,10 @@ from typing import ClassVar
 from ..compiler.ir.builder import Builder
 from ..compiler.ir.core import Block, Func, Module, Op, Value, rewrite
 from ..compiler.ir.types import f32
-from ..compiler.ops.packed import sums_fit, weight_format
+from ..compiler.ops.packed import COLUMN_SCALES, sums_fit, weight_format
 from .util import callees_first
 
+CONTRACT = ("lhs_contract", "rhs_contract")
 THROUGH = ("tensor.transpose", "autodiff.watch")       # what a matrix may pass on its way to a product
 
 
@@ -89,7 +90,8 @@ def _mark(f: Func, args: set[int], weight: str) -> None:
         for side in (1, 0):
             w = matrix(op, side)
             if w is not None and source(w)[0] in mine:
-                op.operands[side] = Builder(out, op.loc).op("nn.quantize", [w], {"weight": weight}).result
+                along = {"along": op.attrs[CONTRACT[side]][0]} if weight in COLUMN_SCALES else {}
+                op.operands[side] = Builder(out, op.loc).op("nn.quantize", [w], {"weight": weight, **along}).result
                 return
     if mine:
         rewrite(f.body, visit)
@@ -108,14 +110,16 @@ def _quantized(b: Builder, op: Op, side: int, w: Value, turned: bool) -> Value |
     """The product, with the matrix on this side; on the left one its rows are the result's first dim."""
     if not isinstance(w.owner, Op) or w.owner.name != "nn.quantize":
         return None
-    weight = w.owner.attrs["weight"]
+    weight, along = w.owner.attrs["weight"], w.owner.attrs.get("along")
+    x, dims = op.operands[1 - side], [op.attrs[a][0] for a in CONTRACT]
+    if along is not None and along != dims[side] ^ turned:  # the scales would stay in the sums
+        return None
     w, again = _unturned(w.owner.operands[0])              # the codes of a transposed matrix are its codes, transposed
-    x, dims = op.operands[1 - side], [op.attrs[a][0] for a in ("lhs_contract", "rhs_contract")]
     d, n = dims[1 - side], x.type.rank
     if not x.type.shape[d] or not sums_fit(weight, x.type.shape[d]):
         return None
     x = b.transpose(x, [*(i for i in range(n) if i != d), d])
-    y = b.op("nn.quantized_dot", [x, w], {"weight": weight, "contract": dims[side] ^ turned ^ again}).result
+    y = b.op("nn.quantized_dot", [x, w], {"weight": weight, "contract": dims[side] ^ turned ^ again, **({} if along is None else {"columns": True})}).result
     return y if side else b.transpose(y, [n - 1, *range(n - 1)])
 
 

@@ -32,7 +32,7 @@ def dot_program(fmt, m, k, n, backend="cpu", threads=None):
     return driver.build(module(body, f"%x: {t}[{m},{k}], %w: {t}[{k},{n}]", f"i32[{m},{n}]"), backend, threads)
 
 
-SIZES = [(1, 48, 70), (1, 160, 64), (2, 32, 16), (13, 64, 50), (40, 96, 33)]
+SIZES = [(1, 48, 70), (1, 160, 64), (1, 656, 40), (2, 32, 16), (13, 64, 50), (40, 96, 33)]
 
 
 @pytest.mark.parametrize("cpu", ["", "avx2", "generic"])
@@ -47,10 +47,24 @@ def test_products_are_exact(name, cpu, monkeypatch):
         np.testing.assert_array_equal(y, x.astype(np.int64) @ w.astype(np.int64), err_msg=f"{m} x {k} x {n}")
 
 
-def test_threads_share_a_product():
+@pytest.mark.parametrize("cpu", ["", "avx2"])
+@pytest.mark.parametrize("name", list(FORMATS))
+def test_the_largest_sums_of_one_row(name, cpu, monkeypatch):
+    """Codes that are not shifted count up to 64 times: their sums have to fit all the same, and no pair of them may saturate."""
+    monkeypatch.setenv("ENGRAM_CPU", cpu)
+    fmt = FORMATS[name]
+    for a, value in ((-128, fmt.low), (127, fmt.high), (-128, fmt.high)):
+        value, k = (value, 4096) if fmt.bits < 16 else (value // 32, 256)
+        x, w = (np.full(s, v, fmt.memory[1].numpy) for s, v in (((1, k), a), ((k, 20), value)))
+        y, = dot_program(fmt, 1, k, 20).call("f", [x, w])
+        np.testing.assert_array_equal(y, x.astype(np.int64) @ w.astype(np.int64))
+
+
+@pytest.mark.parametrize("m", [1, 70])
+def test_threads_share_a_product(m):
     fmt = FORMATS["ternary"]
-    x, w = RNG.integers(-128, 128, (70, 512)).astype(np.int8), matrix(fmt, 512, 700)
-    results = [dot_program(fmt, 70, 512, 700, threads=n).call("f", [x, w])[0] for n in (1, 2, 3)]
+    x, w = RNG.integers(-128, 128, (m, 512)).astype(np.int8), matrix(fmt, 512, 700)
+    results = [dot_program(fmt, m, 512, 700, threads=n).call("f", [x, w])[0] for n in (1, 2, 3)]
     for y in results:
         np.testing.assert_array_equal(y, x.astype(np.int64) @ w.astype(np.int64))
 
@@ -70,12 +84,13 @@ def test_code_for_neon_assembles(features):
         assert not features or fmt.bits == 16 or "sdot" in assembly
 
 
-def quantised(weight: str, contract: int = 0, shape="[33,20]", rows="[5,33]", n=20):
-    return module(f'%y = nn.quantized_dot(%x, %w) {{weight = "{weight}", contract = {contract}}} : f32[5,{n}]', f"%x: f32{rows}, %w: f32{shape}", f"f32[5,{n}]")
+def quantised(weight: str, contract: int = 0, shape="[33,20]", rows="[5,33]", n=20, columns=False):
+    more = ", columns = true" if columns else ""
+    return module(f'%y = nn.quantized_dot(%x, %w) {{weight = "{weight}", contract = {contract}{more}}} : f32[5,{n}]', f"%x: f32{rows}, %w: f32{shape}", f"f32[5,{n}]")
 
 
-def definition(x, w, weight):
-    """LOCAL_LEARNING.md's equations."""
+def definition(x, w, weight, columns=False):
+    """The equations of docs/CHEAP.md; `columns`: each of w's has a scale of its own."""
     a = np.abs(w)
     if weight == "ternary":
         q = np.clip(np.round(w / a.mean()), -1, 1) * a.mean()
@@ -85,19 +100,42 @@ def definition(x, w, weight):
         q = np.where(k <= km - n, 0, np.sign(w) * 2.0 ** k)
     else:
         top = {"int8": 127, "int4": 7}[weight]
-        q = np.round(w / (a.max() / top)) * a.max() / top
+        largest = a.max(0) if columns else a.max()
+        q = np.round(w / (largest / top)) * largest / top
     top = np.abs(x).max(1, keepdims=True)
     return np.clip(np.round(127 * x / top), -128, 127) * top / 127 @ q
 
 
-@pytest.mark.parametrize("backend", ["cpu", "interp"])
-@pytest.mark.parametrize("weight", ["ternary", "int8", "int4", "pow2(7)", "pow2(4)", "pow2(12)"])
-def test_quantised_products_follow_their_equations(weight, backend):
-    x, w = RNG.standard_normal((5, 33)).astype(np.float32), RNG.standard_normal((33, 20)).astype(np.float32)
+@pytest.mark.parametrize("backend", ["cpu", "interp", pytest.param("opencl", marks=needs_opencl)])
+@pytest.mark.parametrize("weight, columns", [*((w, False) for w in ("ternary", "int8", "int4", "pow2(7)", "pow2(4)", "pow2(12)")), ("int8", True), ("int4", True)])
+def test_quantised_products_follow_their_equations(weight, columns, backend):
+    x, w = RNG.standard_normal((5, 33)).astype(np.float32), (RNG.standard_normal((33, 20)) * 2.0 ** np.arange(-10, 10)).astype(np.float32)
     for contract, v in ((0, w), (1, np.ascontiguousarray(w.T))):
-        m = quantised(weight, contract, f"[{v.shape[0]},{v.shape[1]}]")
+        m = quantised(weight, contract, f"[{v.shape[0]},{v.shape[1]}]", columns=columns)
         y, = driver.build(m, backend).call("f", [x, v])
-        np.testing.assert_allclose(y, definition(x.astype(float), w.astype(float), weight), rtol=2e-5, atol=2e-5)
+        want = definition(x.astype(float), w.astype(float), weight, columns)
+        np.testing.assert_allclose(y, want, rtol=2e-5, atol=2e-5 * np.abs(want).max())
+
+
+@pytest.mark.parametrize("weight", ["int8", "int4"])
+def test_columns_are_quantised_by_themselves(weight):
+    w = (RNG.standard_normal((7, 5)) * 10.0 ** np.arange(5)).astype(np.float32)
+    for along, v in ((0, w), (1, np.ascontiguousarray(w.T))):
+        shape = f"f32[{v.shape[0]},{v.shape[1]}]"
+        for backend in ("cpu", "interp"):
+            q, = driver.build(module(f'%y = nn.quantize(%w) {{weight = "{weight}", along = {along}}} : {shape}', f"%w: {shape}", shape), backend).call("f", [v])
+            np.testing.assert_allclose(q, definition(np.eye(7), w.astype(float), weight, True) if along == 0 else definition(np.eye(7), w.astype(float), weight, True).T, rtol=1e-6)
+
+
+@pytest.mark.parametrize("turned", [False, True])
+def test_the_option_gives_columns_their_scales_on_either_side(turned):
+    """Whichever way a matrix is stored and multiplied: what one result is summed from shares a scale."""
+    body = "w @ x" if turned else "x @ w"
+    dims = ("f32[i]", "f32[o, i]", "f32[o]") if turned else ("f32[B, i]", "f32[i, o]", "f32[B, o]")
+    p = eg.compile(f"fn f(x: {dims[0]}, w: {dims[1]}) -> {dims[2]} {{ {body} }}\n", quantize="int4")
+    x, w = RNG.standard_normal((3, 24)).astype(np.float32), (RNG.standard_normal((24, 9)) * 3.0 ** np.arange(9)).astype(np.float32)
+    y = np.stack([p.f(r, np.ascontiguousarray(w.T)) for r in x]) if turned else p.f(x, w)
+    np.testing.assert_allclose(y, definition(x.astype(float), w.astype(float), "int4", True), rtol=2e-4, atol=1e-3)
 
 
 def test_pow2_has_as_many_exponents_as_it_says():
@@ -150,8 +188,9 @@ def test_gradients_pass_straight_through():
 def forward(model, x, weight):
     """NumPy's idea of PROGRAM with quantised weights."""
     p = {k: v.astype(float) for k, v in model.parameters.items()}
-    h = np.maximum(definition(x.astype(float), p["a.w"], weight) + p["a.b"], 0)
-    return definition(h, p["b.w"], weight)
+    columns = weight in ("int8", "int4")
+    h = np.maximum(definition(x.astype(float), p["a.w"], weight, columns) + p["a.b"], 0)
+    return definition(h, p["b.w"], weight, columns)
 
 
 @pytest.mark.parametrize("backend", ["cpu", "interp", pytest.param("opencl", marks=needs_opencl)])
@@ -201,7 +240,7 @@ def test_declared_weights_and_the_option_learn_alike():
     """In the loops over the data too: bit for bit."""
     x = RNG.standard_normal((96, 12)).astype(np.float32)
     y = np.argmax(x[:, :3], axis=1)
-    models = [eg.Model(PROGRAM, "Net", seed=2, quantize="int8"), eg.Model(PROGRAM, "Net", seed=2, weight="int8")]
+    models = [eg.Model(PROGRAM, "Net", seed=2, quantize="pow2(7)"), eg.Model(PROGRAM, "Net", seed=2, weight="pow2(7)")]
     for m in models:
         m.compile(loss="cross_entropy", optimizer=eg.SGD(0.1))
         m.fit(x, y, epochs=2, batch_size=16, verbose=0)

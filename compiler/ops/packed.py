@@ -66,17 +66,26 @@ def weight_format(weight: str) -> tuple[Format, int]:
     return FORMATS[weight], {"ternary": 1, "int4": 7, "int8": 127}[weight]
 
 
-def codes(b, w, weight: str):
-    """(integer codes as the format's activation dtype, the f32[] they are to be multiplied with)."""
+COLUMN_SCALES = ("int8", "int4")       # the weight types whose columns may have scales of their own
+
+
+def codes(b, w, weight: str, along: int | None = None):
+    """(integer codes as the format's activation dtype, the f32[] they are to be multiplied with). `along` (int8, int4): each column along this
+    dim of a matrix has a scale of its own, so that there are f32[n] of them."""
     fmt, levels = weight_format(weight)
     dtype = fmt.memory[1]
     if weight.startswith("pow2("):
         return _powers(b, w, levels, dtype)
     if weight == "ternary":
         return _ternary(b, w, dtype)
-    scale = b.div(b.max(b.reduce("max", b.abs(w), range(w.type.rank)), 1e-30), float(levels))
-    q = b.round(b.div(w, b.broadcast(scale, w.type.shape)))
+    scale = b.div(b.max(b.reduce("max", b.abs(w), range(w.type.rank) if along is None else [along]), 1e-30), float(levels))
+    q = b.round(b.div(w, _over(b, scale, w.type.shape, along)))
     return b.cast(b.max(b.min(q, float(levels)), float(-levels)), dtype), scale
+
+
+def _over(b, scale, shape, along: int | None):
+    """The scale, or each column's, for every element."""
+    return b.broadcast(scale, shape) if along is None else b.broadcast(scale, shape, [1 - along])
 
 
 def _ternary(b, w, dtype):
@@ -132,21 +141,25 @@ def _quantize(types, attrs, regions):
     count(1, types)
     need(tensor(types[0]).dtype is f32, f"expected f32, got {types[0]}", 0)
     weight_format(str(attrs.get("weight")))
+    along = attrs.get("along")
+    need(along is None or attrs["weight"] in COLUMN_SCALES and types[0].rank == 2 and along in (0, 1), "along = 0 or 1: for matrices of int8 or int4")
     return [types[0]]
 
 
 def _quantize_expand(b, op):
     w = op.operands[0]
-    q, scale = codes(b, w, op.attrs["weight"])
-    return [b.mul(b.cast(q, f32), b.broadcast(scale, w.type.shape))]
+    q, scale = codes(b, w, op.attrs["weight"], op.attrs.get("along"))
+    return [b.mul(b.cast(q, f32), _over(b, scale, w.type.shape, op.attrs.get("along")))]
 
 
 _WEIGHTS = ("ternary", "int8", "int4", "pow2(7)", "pow2(12)")
 
 row("nn.quantize", "The nearest value that a cheap weight can have; the gradient passes straight through. weight = ternary: -1, 0 or 1 times the mean of |w|; "
-    "int8 and int4: whole numbers times max |w| / 127 or 7; pow2(n): 0 or a sign and one of the n powers of two up to 4/3 max |w|.", "w",
-    _quantize, lambda b, op, dys: [dys[0]], stages=FRONT, decompose=_quantize_expand, attrs={"weight": "ternary int8 int4 pow2(n)"}, exact=False,
-    example='%q = nn.quantize(%w) {weight = "ternary"} : f32[6,5]', samples=[S("f32[6,5]", weight=w) for w in _WEIGHTS])
+    "int8 and int4: whole numbers times max |w| / 127 or 7, with `along` the maximum of each column along that dim; pow2(n): 0 or a sign and one of the n powers of two up to "
+    "4/3 max |w|.", "w", _quantize, lambda b, op, dys: [dys[0]], stages=FRONT, decompose=_quantize_expand,
+    attrs={"weight": "ternary int8 int4 pow2(n)", "along": "0 or 1 (optional)"}, exact=False,
+    example='%q = nn.quantize(%w) {weight = "ternary"} : f32[6,5]',
+    samples=[S("f32[6,5]", weight=w) for w in _WEIGHTS] + [S("f32[6,5]", weight=w, along=d) for w in COLUMN_SCALES for d in (0, 1)])
 
 
 def _quantized_dot(types, attrs, regions):
@@ -155,13 +168,14 @@ def _quantized_dot(types, attrs, regions):
     need(x.dtype is f32 and w.dtype is f32, f"expected f32, got {x} and {w}", 0, 1)
     need(x.rank >= 1 and w.rank == 2 and attrs.get("contract") in (0, 1), "expected rows and a matrix, contract = 0 or 1")
     k, n = w.shape[attrs["contract"]], w.shape[1 - attrs["contract"]]
+    need(not attrs.get("columns") or attrs["weight"] in COLUMN_SCALES, f"columns of {attrs['weight']} have no scales of their own")
     need(sums_fit(str(attrs.get("weight")), k), f"sums of {k} products with {attrs['weight']} weights do not fit i32")
     need(x.shape[-1] == k, f"cannot multiply {x} and {w} over dim {attrs['contract']}: {x.shape[-1]} vs {k}", 0, 1)
     return [x.with_shape((*x.shape[:-1], n))]
 
 
 def product(b, x, packed, scale, weight: str, n: int):
-    """x @ (packed codes times scale): x in int8 per row, summed exactly, scaled once."""
+    """x @ (packed codes times scale): x in int8 per row, summed exactly, scaled once. `scale`: f32[], or f32[n] of the columns."""
     fmt, _ = weight_format(weight)
     k = x.type.shape[-1]
     q, sx = rows(b, x, fmt.memory[1])
@@ -170,19 +184,21 @@ def product(b, x, packed, scale, weight: str, n: int):
         zeros = [0] * (x.type.rank - 1)
         q = b.op("tensor.pad", [q, b.constant(0, TensorType(q.type.dtype, ()))], {"low": [*zeros, 0], "high": [*zeros, more], "interior": [*zeros, 0]}).result
     sums = b.op("tensor.dot_packed", [q, packed], {"format": fmt.name, "n": n}).result
-    return b.mul(b.cast(sums, f32), b.broadcast(b.mul(sx, b.broadcast(scale, sx.type.shape)), sums.type.shape))
+    shape = sums.type.shape if scale.type.rank else sx.type.shape
+    step = b.mul(b.broadcast(sx, shape), b.broadcast(scale, shape))
+    return b.mul(b.cast(sums, f32), b.broadcast(step, sums.type.shape))
 
 
-def pack(b, w, weight: str, contract: int):
-    """(packed codes, scale) of a matrix."""
+def pack(b, w, weight: str, contract: int, columns: bool = False):
+    """(packed codes, scale or those of the columns) of a matrix."""
     fmt, _ = weight_format(weight)
-    q, scale = codes(b, w, weight)
+    q, scale = codes(b, w, weight, contract if columns else None)
     return b.op("tensor.pack", [b.transpose(q, [1, 0]) if contract else q], {"format": fmt.name}).result, scale
 
 
 def _quantized_dot_expand(b, op):
     x, w = op.operands
-    packed, scale = pack(b, w, op.attrs["weight"], op.attrs["contract"])
+    packed, scale = pack(b, w, op.attrs["weight"], op.attrs["contract"], bool(op.attrs.get("columns")))
     return [product(b, x, packed, scale, op.attrs["weight"], op.results[0].type.shape[-1])]
 
 
@@ -190,7 +206,7 @@ def _quantized_dot_grad(b, op, dys):
     """Straight through both roundings: dx = g Q(w)^T, dw = Q(x)^T g."""
     (x, w), g, c = op.operands, dys[0], op.attrs["contract"]
     fmt, _ = weight_format(op.attrs["weight"])
-    wq = b.op("nn.quantize", [w], {"weight": op.attrs["weight"]}).result
+    wq = b.op("nn.quantize", [w], {"weight": op.attrs["weight"], **({"along": c} if op.attrs.get("columns") else {})}).result
     lead = list(range(x.type.rank - 1))
     attrs = {"lhs_batch": [], "rhs_batch": []}
     dx = b.op("tensor.dot_general", [g, wq], {**attrs, "lhs_contract": [g.type.rank - 1], "rhs_contract": [1 - c]}).result
@@ -202,10 +218,12 @@ def _quantized_dot_grad(b, op, dys):
 
 
 row("nn.quantized_dot", "x @ w over w's dim `contract`, w as nn.quantize has it and each row of x rounded to whole numbers of max |x| / 127 (BitNet b1.58): a sum of products "
-    "of small integers, exact, scaled once. Gradients pass straight through both roundings.", "x w", _quantized_dot, _quantized_dot_grad, stages=FRONT,
-    decompose=_quantized_dot_expand, attrs={"weight": "ternary int8 int4 pow2(n)", "contract": "0 or 1"}, exact=False,
+    "of small integers, exact, scaled once; with `columns` (int8, int4) each column of w has a scale of its own. Gradients pass straight through both roundings.", "x w",
+    _quantized_dot, _quantized_dot_grad, stages=FRONT,
+    decompose=_quantized_dot_expand, attrs={"weight": "ternary int8 int4 pow2(n)", "contract": "0 or 1", "columns": "true (optional)"}, exact=False,
     example='%y = nn.quantized_dot(%x, %w) {weight = "ternary", contract = 0} : f32[3,5]',
     samples=[S("f32[3,6]", "f32[6,5]" if c == 0 else "f32[5,6]", weight=w, contract=c) for w in _WEIGHTS for c in (0, 1)]
+    + [S("f32[3,6]", "f32[6,5]" if c == 0 else "f32[5,6]", weight=w, contract=c, columns=True) for w in COLUMN_SCALES for c in (0, 1)]
     + [S("f32[2,3,21]", "f32[21,18]", weight="ternary", contract=0), S("f32[7]", "f32[7,40]", weight="int8", contract=0)])
 
 
