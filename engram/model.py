@@ -120,7 +120,7 @@ class Model:
         self.reset(seed)
 
     def __repr__(self) -> str:
-        return f"<engram.Model {self._text()}: {self.count:,} parameters; {self._backend}>"
+        return f"<engram.Model {self._text()}: {self.count:,} parameter{'s' * (self.count != 1)}; {self._backend}>"
 
     def _text(self) -> str:
         parts = [_shown(a) for a in self._args] + [f"{k} = {_shown(v)}" for k, v in self._kwargs.items()]
@@ -166,7 +166,7 @@ class Model:
         widths = [max(len(r[k]) for r in rows) for k in range(3)]
         lines = [self._text(), *(f"  {a:<{widths[0]}}  {b:<{widths[1]}}  {c:>{widths[2]}}" for a, b, c in rows)]
         size = sum(v.nbytes for (_, s), v in zip(self._slots, self._values) if s.kind == "param")
-        lines.append(f"{self.count:,} parameters, {_size(size)}")
+        lines.append(f"{self.count:,} parameter{'s' * (self.count != 1)}, {_size(size)}")
         text = "\n".join(lines)
         print(text)
         return text
@@ -309,7 +309,8 @@ class Model:
                 raise ArgumentError(f"validation_split: expected a share between 0 and 1, got {validation_split}")
             cut = n - round(n * validation_split)
             if not 0 < cut < n:
-                raise ArgumentError(f"validation_split = {validation_split} of {n} samples leaves one side empty")
+                from .progress import counted
+                raise ArgumentError(f"validation_split = {validation_split} of {counted(n, 'sample')} leaves one side empty")
             held = {k: v[cut:] for k, v in fields.items()}
             fields = {k: v[:cut] for k, v in fields.items()}
         trainer = self._trainer_for(fields, epochs, min(batch_size, len(fields["x"])))

@@ -5,7 +5,7 @@ Draws what it is given, with matplotlib's Figure (no pyplot: no display, no glob
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -69,9 +69,9 @@ def curves(content: Mapping[str, Any], path: Path) -> bool:
 
 # ---- weights --------------------------------------------------------------------------------------------------------
 
-def weights(values: Mapping[str, np.ndarray], sample: Sequence[int], path: Path) -> bool:
+def weights(values: Mapping[str, np.ndarray], sample: Sequence[int], path: Path, first: Collection[str]) -> bool:
     """Matrices and filters, a panel each: units as pictures where their weights have the shape of a sample or are filters, else the matrix
-    itself. `sample` is the shape of one sample. False where there is none."""
+    itself. `sample` is the shape of one sample, `first` the matrices that multiply samples. False where there is none."""
     shown = [(name, a) for name, a in values.items() if a.ndim in (2, 4) and a.size > 1 and np.issubdtype(a.dtype, np.floating)][:MOST_LAYERS]
     if not shown:
         return False
@@ -80,7 +80,7 @@ def weights(values: Mapping[str, np.ndarray], sample: Sequence[int], path: Path)
     f = figure(5.5 * columns, 5 * rows)
     grid = f.subplots(rows, columns, squeeze=False).ravel()
     for axes, (name, a) in zip(grid, shown):
-        tiles, what = unit_pictures(np.asarray(a, np.float32), sample)
+        tiles, what = unit_pictures(np.asarray(a, np.float32), sample if name in first else ())
         image = mosaic(tiles) if tiles is not None else a[:512, :512]
         limit = float(np.nanmax(np.abs(image))) if np.isfinite(image).any() else 1.0
         colour = image.ndim == 3

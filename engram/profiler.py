@@ -75,7 +75,7 @@ class Profiler:
     def take(self, programs: list | None = None) -> Profile:
         """What ran since the last look: of all programs, or of these."""
         found: dict[Any, Row] = {}
-        calls, wall = 0, 0.0
+        calls, wall, built = 0, 0.0, 0.0
         for p, counted in zip(self.programs, self._calls):
             if programs is not None and not any(p is q for q in programs):
                 continue
@@ -83,9 +83,10 @@ class Profiler:
                 if runs:
                     r = found.setdefault(kernel, Row(kernel, 0, 0.0, best))
                     r.runs, r.seconds, r.best = r.runs + runs, r.seconds + seconds, min(r.best, best)
-            calls, wall = calls + counted[0], wall + counted[1]
+            late = p.built() if hasattr(p, "built") else 0.0        # OpenCL drivers build kernels when they first run
+            calls, wall, built = calls + counted[0], wall + counted[1] - late, built + late
             counted[:] = 0, 0.0
-        return Profile(self.backend, sorted(found.values(), key=lambda r: -r.seconds), calls, wall)
+        return Profile(self.backend, sorted(found.values(), key=lambda r: -r.seconds), calls, max(wall, 0.0), built)
 
 
 @dataclass
@@ -95,7 +96,8 @@ class Profile:
     backend: str
     rows: list[Row]
     calls: int
-    wall: float                                  # seconds in those calls
+    wall: float                                  # seconds in those calls, but for
+    built: float = 0.0                           # seconds in which kernels were still being built
 
     @property
     def seconds(self) -> float:
@@ -121,6 +123,7 @@ def as_json(p: Profile, limits, unit: str = "calls", n: int | None = None) -> di
     """All of it, as data; `unit` and `n`: what the work is counted in, such as 20 "steps"."""
     return {
         "backend": p.backend, unit: p.calls if n is None else n, "calls": p.calls, "seconds_in_calls": p.wall, "seconds_in_kernels": p.seconds,
+        "seconds_building": p.built,
         "limits": None if limits is None else {"threads": limits.threads, "fma_flops": limits.fma, "read_bytes_per_s": limits.read,
                                                "last_level_cache": limits.cache},
         "kernels": [{
@@ -153,7 +156,8 @@ def show(p: Profile, limits, title: str, unit: str = "call", n: int | None = Non
                       about + f"{r.flop_rate / 1e9:,.4g}" if r.kernel.flops else "-", about + f"{r.byte_rate / 1e9:,.3g}",
                       what + (f" {share:.0%}" if share is not None and what != "cache" else ""), where(r.kernel), r.kernel.function, f"{r.kernel.op} {r.kernel.what}")
     console.print(f"profile of {title}: {n:,} {unit}{'s' * (n != 1)}, {p.calls:,} calls of compiled code; {total / n * 1e3:.4g} ms a {unit} in kernels, "
-                  f"{max(p.wall - total, 0) / n * 1e3:.4g} ms outside them", soft_wrap=True)
+                  f"{max(p.wall - total, 0) / n * 1e3:.4g} ms outside them"
+                  + (f"; building kernels at their first run took {p.built:.3g} s" if p.built >= 5e-4 else ""), soft_wrap=True)
     if limits is not None:
         console.print(limits.text(), soft_wrap=True)
     console.print(table)

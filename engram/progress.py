@@ -96,6 +96,11 @@ def epoch_line(epoch: int, epochs: int, row: dict[str, Any], rate: float) -> str
     return "  ".join([*parts, f"{row['seconds']:.2f} s", f"{rate:,.0f} samples/s"])
 
 
+def counted(n: int, noun: str) -> str:
+    """`1 sample`, `1,438 samples`"""
+    return f"{n:,} {noun}{'' if n == 1 else 's'}"
+
+
 def numbers(row: dict[str, float]) -> list[str]:
     """`accuracy 0.9415` for each; the accuracies of many layers' own readouts as a range."""
     layers = [k for k in row if k.endswith(".accuracy")]

@@ -51,11 +51,11 @@ def write_results(folder: Path, content: dict[str, Any], weights: dict, metadata
     return files
 
 
-def write_pictures(folder: Path, content: dict[str, Any], values: dict, readings: dict, samples, sample_shape) -> list[Path]:
-    """weights.png and errors.png, beside the curves; those that there is something to draw for."""
+def write_pictures(folder: Path, values: dict, first: set[str], readings: dict, samples, sample_shape) -> list[Path]:
+    """weights.png and errors.png, beside the curves; those that there is something to draw for. `first`: the matrices that multiply samples."""
     from . import plots
     files = []
-    if plots.weights(values, sample_shape, folder / "weights.png"):
+    if plots.weights(values, sample_shape, folder / "weights.png", first):
         files.append(folder / "weights.png")
     if plots.errors(readings, samples, folder / "errors.png"):
         files.append(folder / "errors.png")

@@ -41,7 +41,7 @@ def split_sizes(n: int, holdout: float | int | None, limit: int | None = None) -
         held = min(round(share * n), n - 1)
     else:
         if share >= n:
-            raise ValueError(f"holdout = {share:,}: the data has only {n:,} samples, so none would be left to learn from")
+            raise ValueError(f"holdout = {share:,}: the data has only {n:,} sample{'s' * (n != 1)}, so none would be left to learn from")
         held = min(share, limit or share)
         n = held + min(n - share, limit or n)
     return n - held, held
@@ -346,7 +346,7 @@ class Trainer:
         def order_of(epoch: int) -> np.ndarray:
             todo = _in_order(train, size) if order == "given" else batches(train, size, seed, number, epoch, order)
             if len(todo[0]) != size:
-                raise ValueError(f"the step was compiled for batches of {size}, but there are {len(todo[0])} samples to learn from")
+                raise ValueError(f"the step was compiled for batches of {size}, but there are fewer to learn from: {len(todo[0])}")
             return np.stack(todo[:max(1, len(todo) // accumulate * accumulate)])      # an update needs all of its batches
 
         first = order_of(0)

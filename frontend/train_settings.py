@@ -224,7 +224,7 @@ def train_size(n: int, s: dict[str, object], span: Span) -> int:
         n = min(n, limit or n)
         return n - min(round(share * n), n - 1)
     if share >= n:
-        raise error(span, f"holdout = {share:,}: the data has only {n:,} samples, so none would be left to learn from")
+        raise error(span, f"holdout = {share:,}: the data has only {n:,} sample{'s' * (n != 1)}, so none would be left to learn from")
     return min(n - share, limit or n)
 
 

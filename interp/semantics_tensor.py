@@ -278,7 +278,7 @@ def _block(x, starts, sizes) -> list[int]:
     """Positions in x of the block of `sizes` at run-time `starts`."""
     for s, size, n in zip(starts, sizes, x.shape):
         if not 0 <= s.item <= n - size:
-            raise RunTimeFault(f"slice start {s.item} is out of range 0..{n - size + 1}")
+            raise RunTimeFault(f"{'index' if size == 1 else 'slice start'} {s.item} is out of range 0..{n - size + 1}")
     strides = row_major(x.shape)
     return strided(tuple(sizes), strides, sum(s.item * t for s, t in zip(starts, strides)))
 

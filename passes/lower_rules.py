@@ -187,7 +187,7 @@ def _gather(g, op, x, d, i, before, after):
 
 def slice_starts(g: Elements, op: Op, starts: list[Value], shape, sizes) -> list[Value]:
     """The start indices of a block, checked and clamped."""
-    return [g.checked_index(g.item(s), n - size + 1, op, f"slice start {{}} is out of range 0..{n - size + 1}")
+    return [g.checked_index(g.item(s), n - size + 1, op, f"{'index' if size == 1 else 'slice start'} {{}} is out of range 0..{n - size + 1}")
             for s, n, size in zip(starts, shape, sizes)]
 
 

@@ -95,6 +95,7 @@ def test_ast(capsys):
 def test_unknown_passes_and_stages(capsys):
     for argv, message in ([["ir", "examples/xor.nn", "--after", "gard"], "no pass 'gard': did you mean 'grad'"],
                           [["ir", "examples/xor.nn", "--stage", "tensr"], "no stage or pass 'tensr': did you mean 'tensor'"],
+                          [["ir", "examples/xor.nn", "--stage", "qqqqq"], "no stage or pass 'qqqqq'\n  stages: ast, nn, plasticity, tensor, fused, loop"],
                           [["run", "examples/xor.nn", "--print-ir-after=nothing"], "no pass 'nothing'"]):
         assert main([argv[0], str(ROOT / argv[1]), *argv[2:]]) == 1
         assert message in capsys.readouterr().err

@@ -216,11 +216,44 @@ def test_diff_sees_one_wrong_element_of_such_a_function(tmp_path, capsys, monkey
     assert "1 of 4096 elements differ" in capsys.readouterr().out
 
 
+def test_one_is_no_plural(tmp_path, capsys):
+    f = tmp_path / "a.nn"
+    f.write_text("layer L() { param w: f32 = 1; fn (x: f32[B, 64]) -> f32[B] { mean(x, dim = 1) * w } }\n"
+                 'train t {\n  model = L()\n  data = dataset("digits")\n  batch = 1\n  limit = 2\n  holdout = 0.5\n'
+                 "  minimize mean(square(model(x) - f32(y))) using sgd(0.1)\n}\n")
+    assert main(["run", str(f), "--threads", "1", "--out", str(tmp_path / "o")]) == 0
+    out = capsys.readouterr().out
+    assert "t: 1 parameter, 1 sample to learn from, 1 held out; seed 0; cpu, 1 thread\n" in out and "on 1 held-out sample " in out
+
+
 def test_locality_table(capsys):
     assert main(["check", "--locality", str(EXAMPLES / "digits_local.nn")]) == 0
     rows = [line.split() for line in capsys.readouterr().out.splitlines()]
     assert rows[0] == ["parameter", "rule", "reads", "broadcast", "verdict"]
     assert [r[0] for r in rows[1:]] == ["model.hidden.w", "model.hidden.b", "model.out.w", "model.out.b"] and all(r[-1] == "local" for r in rows[1:])
+
+
+def test_locality_table_names_files_and_train_blocks_where_there_are_several(tmp_path, capsys):
+    block = """train NAME {
+  model = Linear(64, 10)
+  data = dataset("digits")
+  learn model by delta(0.1) given one_hot(y, 10)
+}
+"""
+    (tmp_path / "a.nn").write_text('import "std/nn.nn"\n' + block.replace("NAME", "one"))
+    (tmp_path / "b.nn").write_text('import "std/nn.nn"\n' + block.replace("NAME", "one") + block.replace("NAME", "two"))
+    a, b = str(tmp_path / "a.nn"), str(tmp_path / "b.nn")
+
+    def table(*files):
+        assert main(["check", "--locality", *files]) == 0
+        rows = [line.split() for line in capsys.readouterr().out.splitlines()]
+        assert all(r[-1] == "local" for r in rows[1:])
+        return rows
+    assert table(a)[0][0] == "parameter"
+    assert table(b)[0][:2] == ["train", "parameter"] and [r[0] for r in table(b)[1:]] == ["one"] * 2 + ["two"] * 2
+    assert table(a, a.replace("a.nn", "./a.nn"))[0][:2] == ["file", "parameter"]
+    both = table(a, b)
+    assert both[0][:3] == ["file", "train", "parameter"] and [(r[0][-4:], r[1]) for r in both[1:]] == [("a.nn", "one")] * 2 + [("b.nn", "one")] * 2 + [("b.nn", "two")] * 2
 
 
 def test_check_of_absent_data_is_a_warning(tmp_path, capsys):

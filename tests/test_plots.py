@@ -102,14 +102,14 @@ def test_confusion():
 
 @pytest.mark.parametrize("readings", [{}, {"a": (np.zeros(0, np.int64),) * 2}, {"a": (np.array([100]), np.array([3]))}])
 def test_nothing_to_show(readings, tmp_path):
-    assert not plots.errors(readings, None, tmp_path / "e.png") and not plots.weights({"b": np.ones(3)}, (3,), tmp_path / "w.png")
+    assert not plots.errors(readings, None, tmp_path / "e.png") and not plots.weights({"b": np.ones(3)}, (3,), tmp_path / "w.png", ())
     assert not list(tmp_path.iterdir())
 
 
 def test_samples_that_are_no_pictures_and_weights_that_are_not_finite(tmp_path):
     readings = {"a": (np.array([0, 1, 1]), np.array([0, 1, 0]))}
     assert plots.errors(readings, np.zeros((3, 5)), tmp_path / "e.png") and is_png(tmp_path / "e.png")
-    assert plots.weights({"w": np.full((64, 3), np.nan)}, (64,), tmp_path / "w.png")
+    assert plots.weights({"w": np.full((64, 3), np.nan)}, (64,), tmp_path / "w.png", {"w"})
 
 
 def test_without_matplotlib_it_is_said_before_training(tmp_path, capsys, monkeypatch):
@@ -118,3 +118,43 @@ def test_without_matplotlib_it_is_said_before_training(tmp_path, capsys, monkeyp
     program.write_text(LOCAL.replace("MEASURE", ""))
     assert main(["run", str(program), "--plot", "--out", str(tmp_path / "o")]) == 1
     assert "matplotlib, which is not installed" in capsys.readouterr().err and not (tmp_path / "o").exists()
+
+
+def test_only_what_multiplies_samples_is_drawn_as_their_pictures(tmp_path, monkeypatch):
+    """rnn.nn has 64 units and reads digits of 64 pixels: its 64 x 64 matrix is no stack of pictures."""
+    from engram.first_matrices import first_matrices
+    from engram.session import load_program, train_plan
+    root = Path(__file__).resolve().parent.parent / "examples"
+    plan = lambda f: train_plan(load_program(str(root / f)), None)
+    assert first_matrices(plan("rnn.nn")) == {"model.rnn.wx"} and first_matrices(plan("digits_local.nn")) == {"model.hidden.w"}
+    given = []
+    real = plots.unit_pictures
+    monkeypatch.setattr(plots, "unit_pictures", lambda a, sample: given.append((a.shape, tuple(sample))) or real(a, sample))
+    w = np.random.default_rng(0).standard_normal
+    assert plots.weights({"a": w((64, 64)), "b": w((64, 32))}, (64,), tmp_path / "w.png", {"b"})
+    assert given == [((64, 64), ()), ((64, 32), (64,))]
+
+
+CARRIED = """train t {
+  model = Net()
+  data  = dataset("digits")
+  batch = 8
+  minimize cross_entropy(model(x), y) using sgd(0.1)
+}
+layer Net() {
+  param p: f32[64, 64] = normal(0, 0.1)
+  param q: f32[64, 64] = normal(0, 0.1)
+  param r: f32[64, 10] = normal(0, 0.1)
+  fn (x: f32[B, 64]) -> f32[B, 10] {
+    let z = scan i in 0..3 with s = x { BODY }
+    z @ r
+  }
+}
+"""
+
+
+@pytest.mark.parametrize("body, first", [("tanh(s @ p + x @ q)", {"model.q"}), ("if i > 1 { s @ p } else { x * 2 }", set()), ("s * 0.5", {"model.r"})])
+def test_what_a_loop_hands_on_counts(body, first):
+    from engram.first_matrices import first_matrices
+    from engram.session import load_program, train_plan
+    assert first_matrices(train_plan(load_program("t.nn", CARRIED.replace("BODY", body)), None)) == first

@@ -122,6 +122,9 @@ def test_programs_count_what_runs(backend):
     assert sum(r.kernel.flops for r in profile.rows) == 2 * 64 ** 3 + 64 ** 2
     assert {r.kernel.loc.line for r in profile.rows} == {2} and all(0 < r.best <= r.seconds for r in profile.rows)
     assert p.take().rows == [] and p.take().calls == 0
+    assert (profile.built > 0) == (backend == "opencl")                  # drivers build a kernel when it first runs
+    program.call(e.entry, list(a))
+    assert p.take().built == 0
 
 
 TRAIN = '''import "std/nn.nn"

@@ -24,15 +24,15 @@ fn table(w: f32[v, d], i: i64[k]) -> f32[k, d] { embedding(i, w) }
 """
 X, V, I = np.arange(12, dtype=np.float32).reshape(4, 3), np.arange(6, dtype=np.float32), np.array([0, 9, 1])
 CASES = [                                                        # function, arguments, line:column, message
-    ("pick", (X, 7), "1:43", "slice start 7 is out of range 0..4"),
+    ("pick", (X, 7), "1:43", "index 7 is out of range 0..4"),
     ("rows", (X, I), "2:49", "index 9 is out of range 0..4"),
     ("part", (V, 5), "3:40", "slice start 5 is out of range 0..4"),
     ("divide", (np.array([1, 2]), np.array([1, 0])), "4:47", "integer division by zero"),
     ("rest", (np.array([1, 2]), 0), "5:42", "integer division by zero"),
     ("checked", (-V,), "6:42", "the sum has to be positive"),
-    ("nested", (V, -9), "8:39", "slice start -9 is out of range 0..6"),
+    ("nested", (V, -9), "8:39", "index -9 is out of range 0..6"),
     ("loss", (X, np.array([0, 1, 3, 2])), "9:43", "index 3 is out of range 0..3"),
-    ("loop", (V, 3), "10:71", "slice start 6 is out of range 0..6"),
+    ("loop", (V, 3), "10:71", "index 6 is out of range 0..6"),
     ("put", (V, I), "11:42", "index 9 is out of range 0..6"),
     ("table", (X, I), "12:50", "index 9 is out of range 0..4"),
 ]

@@ -80,6 +80,11 @@ class OpenClProgram:
         """With profile=True: (kernel, times run, seconds in all, seconds at best) since the last call, by the device's own clock."""
         return self._runtime.profile()
 
+    def built(self) -> float:
+        """With profile=True: the seconds of calls since the last look in which kernels were still being built."""
+        seconds, self._runtime.built = self._runtime.built, 0.0
+        return seconds
+
     # ---- arrays ----
     def to_device(self, array: np.ndarray) -> DeviceArray:
         array = np.asarray(array)

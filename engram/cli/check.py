@@ -18,7 +18,7 @@ def check_command(args) -> int:
     for file in args.files:
         diagnostics, table = check_file(file, overrides)
         found += diagnostics
-        tables += table
+        tables += [{"file": file, **row} for row in table]
     failed = any(d.severity == "error" for d in found)
     if args.json:
         print(json.dumps(to_json(found), indent=1))
@@ -133,7 +133,11 @@ def locality_table(rows: list[dict]) -> str:
     """The rows as aligned text."""
     head = ["parameter", "rule", "reads", "broadcast", "verdict"]
     table = [head] + [[r["parameter"], r["rule"], _short(r), "; ".join(r["broadcast"]) or "-", r["verdict"]] for r in rows]
-    widths = [max(len(row[k]) for row in table) for k in range(len(head))]
+    files, blocks = ({tuple(r[k] for k in keys) for r in rows} for keys in (("file",), ("file", "train")))
+    for k, several in (("train", len(blocks) > len(files)), ("file", len(files) > 1)):
+        if several:
+            table = [[name, *row] for name, row in zip([k, *(r[k] for r in rows)], table)]
+    widths = [max(len(row[k]) for row in table) for k in range(len(table[0]))]
     return "\n".join("  ".join(cell.ljust(w) for cell, w in zip(row, widths)).rstrip() for row in table)
 
 

@@ -80,7 +80,8 @@ def _known(name: str, stage: str | None) -> None:
         return
     if stage == name:
         near = did_you_mean(name, [*STAGES, *known])
-        raise UserError(f"there is no stage or pass {name!r}: " + (f"did you mean {near!r}?" if near else f"stages: {', '.join(STAGES)}"))
+        raise UserError(f"there is no stage or pass {name!r}{f': did you mean {near!r}?' if near else ''}\n  stages: {', '.join(STAGES)}\n"
+                        f"  passes: {', '.join(known)}")
     known_passes([name])
 
 

@@ -45,7 +45,7 @@ def train(program, name: str, overrides: dict, args) -> int:
     """Train one block and report."""
     from .. import report
     from ..compiler.diagnostics import render
-    from ..progress import listener_for
+    from ..progress import counted, listener_for
     from ..progress import numbers as in_words
     from ..session import train_plan
     from ..train import Trainer, split
@@ -77,7 +77,7 @@ def train(program, name: str, overrides: dict, args) -> int:
         profiler.take()                                      # the initial weights are no part of a step
     result = trainer.run(data.fields, learn, held, order=getattr(data, "order", "shuffled"), listener=listener)
 
-    where = f"on {len(held):,} held-out samples" if len(held) else "on the data it learned from (nothing was held out)"
+    where = f"on {counted(len(held), 'held-out sample')}" if len(held) else "on the data it learned from (nothing was held out)"
     numbers = "  ".join(in_words(dict(sorted(result.final.items(), key=lambda kv: kv[0] != "loss"))))
     print(f"final  {numbers}  {where}  in {result.seconds:.2f} s" if numbers else f"done in {result.seconds:.2f} s")
     content = report.metrics(name, args.backend, trainer.threads, seed, result,
@@ -91,11 +91,12 @@ def train(program, name: str, overrides: dict, args) -> int:
         measuring = profiler.take()
         print(f"measuring took {measuring.wall * 1e3:.4g} ms in {measuring.calls:,} calls")
     if args.plot:
+        from ..first_matrices import first_matrices
         shown, part = (data.fields, held) if len(held) else (data.fields, learn)
         part = part[:MOST_READ]
         readings = trainer.readings(shown, part, seed)
         samples = next(iter(shown.values()))
-        files += report.write_pictures(out, content, trainer.values(("param",)), readings, samples[part], samples.shape[1:])
+        files += report.write_pictures(out, trainer.values(("param",)), first_matrices(plan), readings, samples[part], samples.shape[1:])
     if not args.quiet:
         print(f"wrote {', '.join(f.name for f in files)} to {out}{'' if args.out else ' (--out DIR writes elsewhere)'}")
     sys.stdout.flush()
@@ -136,11 +137,12 @@ def _steps(plan, result, samples: int) -> int:
 
 
 def _headline(name: str, plan, backend: str, threads: int | None, learn: int, held: int, seed: int) -> str:
+    from ..progress import counted
     count = sum(_numel(s.type.shape) for s in plan.slots if s.kind == "param")
-    on = f"{backend}, {threads} thread{'s' if threads != 1 else ''}" if backend == "cpu" else backend
+    on = f"{backend}, {counted(threads, 'thread')}" if backend == "cpu" else backend
     stand_in = plan.dataset.info.get("test") if getattr(plan.dataset, "info", None) else None
     note = f"; {stand_in}" if stand_in and "stand in" in stand_in else ""
-    return f"{name}: {count:,} parameters, {learn:,} samples to learn from, {held:,} held out; seed {seed}; {on}{note}"
+    return f"{name}: {counted(count, 'parameter')}, {counted(learn, 'sample')} to learn from, {held:,} held out; seed {seed}; {on}{note}"
 
 
 def _numel(shape) -> int:
