@@ -24,7 +24,6 @@ class StepLoop:
     """
 
     def __init__(self, trainer, phase, fields: Mapping[str, np.ndarray], train: np.ndarray, steps: int, batch: int, together: int = 1):
-        from .frontend import epoch_module
         self.trainer, self.phase, self.steps, self.batch = trainer, phase, steps, batch
         self.n_slots = len(trainer.plan.slots)
         self.rows: np.ndarray | None = None
@@ -49,18 +48,18 @@ class StepLoop:
             samples = n * batch
         self.programs: dict[int, tuple[Any, str]] = {}                           # steps -> program and entry
         if self.whole:
-            self._build(epoch_module, samples, sizes)
+            self._build(samples, sizes)
         else:
             for k, _ in sizes:
-                self._build(epoch_module, k * batch, [(k, k)])
+                self._build(k * batch, [(k, k)])
         self.sizes = [k for k, _ in sizes]
         self.losses = len(phase.module.funcs[phase.entry].result_types) - self.n_slots
         self.loss_names = phase.module.funcs[phase.entry].attrs["result_names"][self.n_slots:]
         program = self.programs[self.sizes[0]][0]
         self.data = [program.to_device(f) for f in data] if self.whole and trainer.backend == "opencl" else data
 
-    def _build(self, epoch_module, samples: int, sizes: list[tuple[int, int]]) -> None:
-        module, names = epoch_module(self.phase.module, self.phase.entry, self.n_slots, samples, sizes)
+    def _build(self, samples: int, sizes: list[tuple[int, int]]) -> None:
+        module, names = self.trainer.epochs_of(self.phase, samples, sizes)
         program = self.trainer.program(module)
         self.programs |= {k: (program, name) for (k, _), name in zip(sizes, names)}
 

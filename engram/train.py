@@ -136,6 +136,7 @@ class Trainer:
         self._threads = threads
         self._programs: list[tuple[Any, Any]] = []           # (module, program): a phase may have a module of its own
         self._measures: dict[int, tuple[Any, str]] = {}
+        self._epochs: dict[tuple, tuple[Any, list[str]]] = {}
         self._slots: list[Any] | None = None                 # None in it: what nobody has asked for yet
         self._first_key: np.ndarray | None = None            # of the values that slots begin with
         self._owner = None                                   # the program whose handles the slots are; None: arrays
@@ -170,6 +171,14 @@ class Trainer:
         self._programs.append((module, p))
         return p
 
+    def epochs_of(self, phase, samples: int, sizes: list[tuple[int, int]]) -> tuple[Any, list[str]]:
+        """The module with a phase's loops over that many samples, and its entries: made once, for one run after the other."""
+        from .frontend import epoch_module
+        key = (phase.module, phase.entry, samples, tuple(sizes))
+        if key not in self._epochs:
+            self._epochs[key] = epoch_module(phase.module, phase.entry, len(self.plan.slots), samples, sizes)
+        return self._epochs[key]
+
     def initialise(self, seed: int) -> None:
         """Fresh values for every slot, made when they are first needed: one that is given before is not drawn. CompileError where a learning
         rule is not local, or where the slots do not fit the memory."""
@@ -184,6 +193,11 @@ class Trainer:
     @property
     def slots(self) -> list[Any] | None:
         """The current values, as handles of the program that had them last."""
+        self.complete()
+        return self._slots
+
+    def complete(self) -> None:
+        """Makes the values that nobody has given."""
         if self._slots is not None and any(v is None for v in self._slots):
             from .compiler import driver
             from .first_values import make
@@ -192,7 +206,6 @@ class Trainer:
                         lambda m: driver.build(m, self.backend, threads=self._threads, options=self.options, once=True), missing)
             for k, v in zip(missing, made):
                 self._slots[k] = v if self._owner is None else self._owner.to_device(v)
-        return self._slots
 
     @slots.setter
     def slots(self, values: Sequence[Any]) -> None:
@@ -316,7 +329,7 @@ class Trainer:
         seed = int(self.plan.settings.get("seed") or 0)
         if self._slots is None:
             self.initialise(seed)
-        assert self.slots is not None                        # made before the clock starts
+        self.complete()                                      # before the clock starts
         result, start = Result(), time.perf_counter()
         with Interrupts() as interrupts:
             try:

@@ -76,6 +76,16 @@ def stepwise(plan, backend, train, order="shuffled", stop=None):
     return slots, losses
 
 
+def test_one_run_after_the_other_compiles_once():
+    trainer = Trainer(plan_of("minimize cross_entropy(model(x), y) using adam(0.01)"), "cpu")
+    trainer.run(DATA, np.arange(40), final=False)
+    programs, first = list(trainer._programs), np.array(trainer.slots[0])
+    trainer.run(DATA, np.arange(40), final=False)
+    assert trainer._programs == programs and not np.array_equal(trainer.slots[0], first)
+    trainer.run(DATA, np.arange(30), final=False)             # other loops
+    assert len(trainer._programs) == len(programs) + 1
+
+
 class Losses(Listener):
     """Collects every epoch's loss."""
 
