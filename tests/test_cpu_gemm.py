@@ -36,7 +36,7 @@ class Gemm:
         def put(**values):
             for name, v in values.items():
                 args[gemm.ARG_INDEX[name]] = v
-        put(epilogue=0, discard=0, batch0=c.shape[0], batch1=c.shape[1], m=c.shape[2], n=c.shape[3], k=a.shape[3], accumulate=accumulate)
+        put(epilogue=0, discard=0, streams=0, batch0=c.shape[0], batch1=c.shape[1], m=c.shape[2], n=c.shape[3], k=a.shape[3], accumulate=accumulate)
         for x, array in (("a", a), ("b", b), ("c", c)):
             s = [v // array.itemsize for v in array.strides]
             put(**{x: array.ctypes.data, f"{x}_b0": s[0], f"{x}_b1": s[1], f"{x}_rs": s[2], f"{x}_cs": s[3]})
@@ -149,3 +149,43 @@ def test_code_for_few_rows_is_for_programs_that_need_it(shape, few):
     assert program.compiled.gemms == (["f32+few"] if few else ["f32"])
     x, y = (np.random.default_rng(i).normal(size=s).astype("f4") for i, s in enumerate(((m, k), (k, n))))
     np.testing.assert_allclose(program.call("f", [x, y])[0], x.astype("f8") @ y, rtol=0, atol=1e-4)
+
+
+def walk_streams():
+    """(the function that gives a tile its walk over an epilogue's streams, columns of a tile)."""
+    from engram.codegen.cpu.compile import load
+    target = _describe("")
+    gen = gemm._Gen(target, "f32")
+    gen.walk_streams()
+    library = load(gen.m.text().replace("internal void @walk_streams", "void @walk_streams"), ["walk_streams"], target=target)
+    call = ctypes.CFUNCTYPE(None, *[ctypes.c_void_p] * 2, *[ctypes.c_int64] * 6)(library.address("walk_streams"))
+    call.library = library
+    return call, gen.t.nr
+
+
+@pytest.mark.parametrize("height, k, n, strides", [(14, 128, 512, (512, 520)), (12, 100, 500, (1000, 1000)), (2, 40, 10, (10, 10)), (14, 256, 256, (2304, 2304))])
+def test_tiles_walk_over_what_an_epilogue_reads(height, k, n, strides):
+    """Together the tiles of a panel touch every line of both streams that lies beside the panel."""
+    call, nr = walk_streams()
+    bases, row, col, touched = (1 << 30, 1 << 40), 28, 64, set()
+    streams = np.array([2, bases[0], strides[0], bases[1], strides[1]], np.int64)
+    for tile in range(-(-n // nr)):
+        slot = np.array([0, 1, 0, 0], np.int64)
+        call(slot.ctypes.data, streams.ctypes.data, tile, height, k, row, col, n)
+        far, lines, hop, beside = (int(x) for x in slot)
+        for step in range(k if far else 0):
+            at = far + step % lines * 64 + step // lines * hop
+            touched |= {at // 64, (at + beside) // 64}
+    covered = 2 if -(-n // nr) > 1 else 1                             # a panel of one tile has no tile for a second stream
+    for base, stride in list(zip(bases, strides))[:covered]:
+        for r in range(row, row + height):
+            first = base + 4 * (r * stride + col)
+            assert {x // 64 for x in range(first, first + 4 * n, 4)} <= touched, r
+
+
+def test_a_walk_that_cannot_end_a_row_is_none():
+    """Rows of more lines than the tile has k's are not fetched: the slot stays as it was."""
+    call, _ = walk_streams()
+    slot, streams = np.array([5, 1, 0, 0], np.int64), np.array([1, 1 << 30, 512], np.int64)
+    call(slot.ctypes.data, streams.ctypes.data, 0, 14, 16, 0, 0, 512)
+    assert slot.tolist() == [5, 1, 0, 0]

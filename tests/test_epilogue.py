@@ -260,3 +260,34 @@ def test_reversed_scan_keeps_its_stack():
     for got in (driver.build(parse_module(text), "cpu").call("f", args), Interpreter(loop).call("f", args)):
         for x, y in zip(got, want):
             np.testing.assert_allclose(x, y, rtol=1e-4, atol=1e-5)
+
+
+def test_what_an_epilogue_reads_beside_its_product_is_known():
+    """The weight and its momentum are read row by row beside the product, the bias is not."""
+    from engram.codegen.cpu import contract
+    from engram.codegen.cpu.emit_kernel import Errors
+    from engram.codegen.cpu.epilogue import emit_epilogue
+    from engram.codegen.cpu.irtext import Module as Text
+    from engram.codegen.cpu.target import host_target
+    text = """
+module {
+  func @f(%x: buf<f32[30,16]>, %d: buf<f32[30,40]>, %w: buf<f32[16,40]>, %m: buf<f32[16,40]>, %b: buf<f32[40]>, %out: buf<f32[16,40]>) -> () attributes {n_inputs = 5, n_outputs = 1} {
+    loop.contract(%out, %x, %d) {out = "bc", lhs = "ab", rhs = "ac", accumulate = false} ({
+    ^(%s: f32, %i: i64, %j: i64):
+      %u = loop.load(%b, %j) : f32
+      %v = loop.load(%w, %i, %j) : f32
+      %n = loop.load(%m, %i, %j) : f32
+      %y = scalar.add(%u, %v) : f32
+      %z = scalar.add(%y, %n) : f32
+      %r = scalar.sub(%z, %s) : f32
+      scf.yield(%r)
+    })
+    func.return()
+  }
+}
+"""
+    op = next(o for o in parse_module(text).funcs["f"].body.ops if o.name == "loop.contract")
+    target = host_target()
+    code = emit_epilogue(Text(target), op, contract.plan(op, target), Errors())
+    found = {code.captured[i].name: stride for i, stride in code.streams}
+    assert found == {"w": 40, "m": 40}

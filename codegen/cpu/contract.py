@@ -215,11 +215,13 @@ def emit_gemm(host, op: Op, p: GemmPlan, tid: str, threads: str, memory_of: str 
     put("tables", int(bool(p.tables)))
     outer = []                                     # the env's slots for indices of batch dims looped over here
     if op.regions:
-        name, slots, outer = host.epilogue(op, p, len(p.batch[2:]))
+        name, slots, outer, streams = host.epilogue(op, p, len(p.batch[2:]))
         put("epilogue", f.op(f"ptrtoint ptr {name} to i64"))
         put("env", f.op(f"ptrtoint ptr {slots} to i64"))
+        put("streams", f.op(f"ptrtoint ptr {streams} to i64"))
     else:
         put("epilogue", 0)
+        put("streams", 0)
     put("discard", int(bool(op.regions) and not op.regions[0].terminator.operands))
     put("accumulate", int(bool(op.attrs.get("accumulate"))))
     put("c_rs", p.m.c if p.m.size > 1 else 1)

@@ -326,16 +326,25 @@ class _Host(Body):
         else:
             emit(self, op, plan, "%tid", "%n")
 
-    def epilogue(self, op: Op, plan, outer: int) -> tuple[str, str, list[str]]:
-        """The function for a contraction's region, its filled env, and the env's slots of `outer` loop indices to be set."""
+    def epilogue(self, op: Op, plan, outer: int) -> tuple[str, str, list[str], str]:
+        """The function for a contraction's region, its filled env, the env's slots of `outer` loop indices to be set, and what it reads
+        beside C (GEMM argument "streams")."""
         f = self.f
         name, code = self.e.epilogue(op, plan)
         n = 1 + len(code.captured)
         env = f.alloca(f"[{n + outer} x i64]")
         f.store("ptr", "%rt", env, 8)
-        for i, v in enumerate(code.captured):
-            f.store(param_type(v), self.argument(v), f.gep("i64", env, str(i + 1)), 8)
-        return name, env, [f.gep("i64", env, str(n + i)) for i in range(outer)]
+        given = [self.argument(v) for v in code.captured]
+        for i, (v, argument) in enumerate(zip(code.captured, given)):
+            f.store(param_type(v), argument, f.gep("i64", env, str(i + 1)), 8)
+        streams = "null"
+        if code.streams:
+            streams = f.alloca(f"[{1 + 2 * len(code.streams)} x i64]")
+            f.store("i64", str(len(code.streams)), streams, 8)
+            for i, (k, stride) in enumerate(code.streams):
+                f.store("ptr", given[k], f.gep("i64", streams, str(1 + 2 * i)), 8)
+                f.store("i64", str(stride), f.gep("i64", streams, str(2 + 2 * i)), 8)
+        return name, env, [f.gep("i64", env, str(n + i)) for i in range(outer)], streams
 
     def _call(self, op: Op) -> None:
         summary = self.e.summaries[op.attrs["callee"]]

@@ -23,11 +23,29 @@ EPILOGUE_TYPES = ["ptr", "ptr", *["i64"] * 7]
 
 @dataclass
 class EpilogueCode:
-    """Text with NAME for its name; what it takes from outside, in the order of env's slots after the runtime; cycles in all."""
+    """Text with NAME for its name; what it takes from outside, in the order of env's slots after the runtime; cycles in all; those of
+    the captured buffers that it reads at its element's own place: (position, elements from row to row)."""
 
     text: str
     captured: list[Value]
     cost: float
+    streams: list[tuple[int, int]]
+
+
+def _streams(op: Op, plan, outside: list[Value]) -> list[tuple[int, int]]:
+    """Buffers with a row for every row of C and an element for every one of C's: what the GEMM can fetch ahead (see EpilogueCode)."""
+    if plan.batch or len(plan.m.letters) != 1 or len(plan.n.letters) != 1:
+        return []
+    region, out = op.regions[0], op.operands[0].type
+    index = dict(zip(op.attrs["out"], region.args[1:]))
+    row, column = index[plan.m.letters[0][0]], index[plan.n.letters[0][0]]
+    found = {}
+    for o in region.ops:
+        if o.name == "loop.load" and o.operands[0] in outside and o.operands[0].type.dtype.bits == out.dtype.bits:
+            step = dict(zip(o.operands[1:], o.operands[0].type.element_strides))
+            if set(step) == {row, column} and len(step) == len(o.operands) - 1 and step[column] == 1:
+                found[outside.index(o.operands[0])] = step[row]
+    return list(found.items())
 
 
 def emit_epilogue(module: Module, op: Op, plan, errors: Errors) -> EpilogueCode:
@@ -76,4 +94,4 @@ def emit_epilogue(module: Module, op: Op, plan, errors: Errors) -> EpilogueCode:
                 body.env[here] = Val("u", c.index, i64, small=True)
                 body.block(block)
     f.finish()
-    return EpilogueCode(module.functions.pop(), outside, how.cost)
+    return EpilogueCode(module.functions.pop(), outside, how.cost, _streams(op, plan, outside))

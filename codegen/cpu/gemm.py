@@ -16,7 +16,8 @@ or two rows is a function of its own (a kind with `FEW`), which only programs wi
   accumulators. So neither blocking nor the number of threads changes a bit. The one exception is a matrix-vector product
   with both sides contiguous in k, which adds in vector lanes (a fixed order that depends on K alone).
 * Epilogue: a function (`epilogue`, with its `env`) that is called for every panel of rows of C when its last block of k is
-  done and it is still in the cache; with `discard` the sums are needed by it alone and stay with the thread where they can.
+  done and it is still in the cache; with `discard` the sums are needed by it alone and stay with the thread where they can. What it
+  reads beside C (`streams`: how many, then pointer and elements from row to row of each) comes from memory while the panel's tiles are multiplied.
 * Threads: each works on its own rectangle of C (or its own matrices of the batch) and packs for itself: no barrier inside.
 
 Arguments come as an array of 64-bit words (`ARGS`), so that a caller stores constants and passes one pointer.
@@ -27,9 +28,9 @@ import functools
 import threading
 
 from .compile import Library, compile_many, submit
-from .gemm_base import ARG_INDEX, ARGS, CHUNK, FEW, Tiling, panel_at, panel_stride, scratch_bytes, symbol, tiling
+from .gemm_base import ARG_INDEX, ARGS, CHUNK, FEW, FEW_PANELS, Tiling, panel_at, panel_stride, scratch_bytes, symbol, tiling
 from .gemm_pack import Pack
-from .gemm_tile import Tile, Tiles, Walk
+from .gemm_tile import Tile, Tiles, Walk, WalkSlot
 from .irtext import Fn
 from .target import CpuTarget, host_target
 
@@ -48,11 +49,12 @@ class _Gen(Pack, Tiles):
         kind = "ptr" if tables else "i64"
         f = Fn(self.m, f"internal void @single{'_tables' if tables else ''}(ptr %scratch, i64 %m, i64 %n, i64 %k, ptr %a, "
                        f"{kind} %ars, {kind} %acs, ptr %b, {kind} %brs, {kind} %bcs, ptr %c, i64 %ldc, i1 %overwrite, ptr %epi, ptr %env, i64 %b0, i64 %b1, i64 %row0, "
-                       "i64 %col0, i1 %discard)", "#2")
+                       "i64 %col0, i1 %discard, ptr %streams)", "#2")
         packed_a = "%scratch"
         slack = 64 * t.lanes
         packed_b = f.gep(e, "%scratch", str((t.mc + t.mr) * t.kc + slack))
         temporary = f.alloca(f"[{t.mr * t.nr} x {e}]") if not self.target.masked else ""
+        walk = WalkSlot(f)
         # from here on k counts packed elements
         total = f.udiv(f.iadd("%k", "1"), "2") if self.pairs else "%k"
         per = "2" if self.pairs else "1"
@@ -65,7 +67,7 @@ class _Gen(Pack, Tiles):
         own = f.both("%discard", f.icmp("eq", blocks, "1"))
         own_panel = f.gep(e, "%scratch", str(panel_at(t)))
         # B that few rows use and that already lies contiguous is read where it is, but for a ragged last panel
-        few = f.icmp("sle", "%m", str(5 * t.mr))
+        few = f.icmp("sle", "%m", str(FEW_PANELS * t.mr))
         direct, unit_b = "false", "false"
         if not tables:
             unit_b = f.icmp("eq", "%bcs", "1")
@@ -88,6 +90,7 @@ class _Gen(Pack, Tiles):
                 k_here = f.imin(kc, f.isub(total, pc.index))
                 first = f.both("%overwrite", f.icmp("eq", pc.index, "0"))
                 last = f.both(has_epilogue, f.icmp("sge", f.iadd(pc.index, step), total))
+                ahead = f.both(last, f.op("icmp ne ptr %streams, null"))
                 b_block = "%b" if tables else f.gep(self.eb, "%b", f.iadd(f.imul(f.imul(pc.index, per), "%brs"), f.imul(jc.index, "%bcs")))
                 left = f.isub("%k", f.imul(pc.index, per))
                 with f.loop("0", "%m", str(t.mc)) as ic:
@@ -131,14 +134,18 @@ class _Gen(Pack, Tiles):
                             c_tile = f.gep(e, c_panel, j.index)
                             rows = f.imin(valid, height)
                             tile = Tile(k_here, a_panel, packed, c_tile, ldc, cols, rows, first, height)
+                            walk.set(Walk(packed))
+                            with f.when(ahead):
+                                f.do(f"call void @walk_streams(ptr {walk.slot}, ptr %streams, i64 {f.udiv(j.index, str(t.nr))}, i64 {height}, "
+                                     f"i64 {k_here}, i64 {f.iadd('%row0', f.iadd(ic.index, row))}, i64 {f.iadd('%col0', jc.index)}, i64 {n_here})")
                             top = f.icmp("eq", f.iadd(ic.index, p.index), "0")
                             if tables:
                                 with f.when(top):
                                     f.do(f"call void @pack_b_tables(ptr {packed}, ptr %b, ptr {f.gep('i32', '%bcs', f.iadd(jc.index, j.index))}, "
                                          f"ptr {f.gep('i32', '%brs', pc.index)}, i64 {t.nr}, i64 {f.isub(n_here, j.index)}, i64 {k_here})")
-                                self.any_tile(f, temporary, tile, packed, str(t.nr), Walk(packed))
+                                self.any_tile(f, temporary, tile, packed, str(t.nr), walk.get())
                             else:
-                                self.first_or_any_tile(f, temporary, tile, f.gep(self.eb, b_block, f.imul(j.index, "%bcs")), top, direct,
+                                self.first_or_any_tile(f, temporary, tile, walk.get(), f.gep(self.eb, b_block, f.imul(j.index, "%bcs")), top, direct,
                                                        f.both(unit_b, f.op(f"xor i1 {few}, true")), f.isub(n_here, j.index), left)
                         with f.when(last):
                             r0, c0 = f.iadd("%row0", f.iadd(ic.index, row)), f.iadd("%col0", jc.index)
@@ -150,7 +157,7 @@ class _Gen(Pack, Tiles):
         """What is to be done to a finished panel of C: rows and columns of a matrix of the batch (b0, b1, r0, r1, c0, c1)."""
         f.do(f"call void {function}(ptr {env}, ptr {panel}, i64 {ldc}, {', '.join(f'i64 {x}' for x in box)})")
 
-    def first_or_any_tile(self, f: Fn, temporary: str, tile: Tile, b: str, top: str, direct: str, unit: str, n_left: str, k_left: str) -> None:
+    def first_or_any_tile(self, f: Fn, temporary: str, tile: Tile, walk: Walk, b: str, top: str, direct: str, unit: str, n_left: str, k_left: str) -> None:
         """A tile of the plain kind. The first row of tiles (`top`) finds B (at `b`) unpacked and packs it: within the tile where it is a
         whole panel that lies row by row (`unit`), and otherwise in front of it."""
         t, size = self.t, str(self.bytes["b"])
@@ -173,7 +180,6 @@ class _Gen(Pack, Tiles):
         b_panel = f.op(f"select i1 {in_place}, ptr {b}, ptr {tile.b}")
         ldb = f.op(f"select i1 {in_place}, i64 %brs, i64 {t.nr}")
         # what comes from far while this tile is multiplied: the next panel, which is read in place or packed by the next tile
-        walk = Walk(tile.b)
         column = f.imul("%bcs", size)
         half = str(t.nr // 2)
         long = f.op(f"call i64 @llvm.smax.i64(i64 {f.udiv(f.imul(tile.k, size), '64')}, i64 1)")
@@ -324,9 +330,10 @@ class _Gen(Pack, Tiles):
         tables = f.icmp("ne", raw["tables"], "0")
         epi, env = (f.op(f"inttoptr i64 {raw[x]} to ptr") for x in ("epilogue", "env"))
         discard = f.icmp("ne", raw["discard"], "0")
+        streams = f.op(f"inttoptr i64 {raw['streams']} to ptr")
         with f.loop(b_lo, b_hi) as b:
             i0, i1, pa, pb, pc = self.matrix(f, g, b.index)
-            rest = f"i1 {overwrite}, ptr {epi}, ptr {env}, i64 {i0}, i64 {i1}, i64 {m0}, i64 {n0}, i1 {discard}"
+            rest = f"i1 {overwrite}, ptr {epi}, ptr {env}, i64 {i0}, i64 {i1}, i64 {m0}, i64 {n0}, i1 {discard}, ptr {streams}"
             sizes = f"i64 {f.isub(m1, m0)}, i64 {f.isub(n1, n0)}, i64 {g['k']}"
             done = f.new_label("done")
             if self.with_tables:
@@ -397,7 +404,7 @@ class _Gen(Pack, Tiles):
         """Whether a thread may read all of B where it is (see `few` in `single`) at little cost: it fits the cache beside C."""
         if not self.same["b"]:
             return "false"
-        few = f.both(f.icmp("sle", g["m"], str(5 * self.t.mr)), f.icmp("eq", g["b_cs"], "1"))
+        few = f.both(f.icmp("sle", g["m"], str(FEW_PANELS * self.t.mr)), f.icmp("eq", g["b_cs"], "1"))
         return f.both(few, f.icmp("sle", f.imul(g["k"], g["n"]), str(self.target.l2 // 2 // self.size)))
 
     def grid(self, f: Fn, m: str, n: str, k: str, team: str, in_place: str) -> tuple[str, str]:
@@ -443,6 +450,7 @@ class _Gen(Pack, Tiles):
                 self.pack(side, parts)
             if self.with_tables:
                 self.pack_tables(side, parts)
+        self.walk_streams()
         self.single()
         if self.with_tables:
             self.single(tables=True)

@@ -12,9 +12,10 @@ ARGS = ("batch0", "batch1", "m", "n", "k",
         "a", "a_b0", "a_b1", "a_rs", "a_cs",
         "b", "b_b0", "b_b1", "b_rs", "b_cs",
         "c", "c_b0", "c_b1", "c_rs", "c_cs", "accumulate", "tables",
-        "epilogue", "env", "discard")
+        "epilogue", "env", "discard", "streams")
 ARG_INDEX = {name: i for i, name in enumerate(ARGS)}
 
+FEW_PANELS = 10    # panels of A up to which a B that lies row by row is read in place: packing it would cost more than it gains
 CHUNK = 16         # k's of a column-major A that are packed at a time
 PREFETCH = 16      # rows of B ahead of the one being packed
 LLVM_TYPE = {"f32": "float", "f64": "double", "i32": "i32", "i64": "i64"}

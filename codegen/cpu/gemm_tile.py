@@ -42,6 +42,26 @@ class Walk:
                       ((self.lines, other.lines), (self.hop, other.hop), (self.beside, other.beside))))
 
 
+class WalkSlot:
+    """A walk in memory, for functions that choose one."""
+
+    def __init__(self, f: Fn, slot: str = ""):
+        self.f, self.slot = f, slot or f.alloca("[4 x i64]", 8)
+
+    def _places(self) -> list[str]:
+        return [self.f.gep("i64", self.slot, str(i)) for i in range(4)]
+
+    def set(self, walk: Walk) -> None:
+        far, *rest = self._places()
+        self.f.store("ptr", walk.far, far, 8)
+        for place, value in zip(rest, (walk.lines, walk.hop, walk.beside)):
+            self.f.store("i64", value, place, 8)
+
+    def get(self) -> Walk:
+        far, *rest = self._places()
+        return Walk(self.f.load("ptr", far, 8), *(self.f.load("i64", place, 8) for place in rest))
+
+
 class Tiles(Base):
     """Writes the tile functions (into a module of their own, compiled beside the rest) and the calls of them."""
 
@@ -126,6 +146,26 @@ class Tiles(Base):
         turn = f.icmp("eq", left, "0")
         return [f.op(f"select i1 {turn}, ptr {below}, ptr {further}"), f.op(f"select i1 {turn}, ptr {below}, ptr {row}"),
                 f.op(f"select i1 {turn}, i64 %lines, i64 {left}")]
+
+    def walk_streams(self) -> None:
+        """Tile number `tile` of a panel walks over its share of what the panel's epilogue will read beside C (`streams`, see gemm.py): as many
+        whole rows as its k's are enough for. No walk where they are not enough for one, and for tiles that are left over."""
+        f = Fn(self.m, "internal void @walk_streams(ptr %slot, ptr %streams, i64 %tile, i64 %height, i64 %k, i64 %row, i64 %col, i64 %n)", "#2")
+        size = str(self.size)
+        lines = f.iadd(f.udiv(f.imul("%n", size), "64"), "1")
+        each = f.udiv("%k", lines)
+        with f.when(f.icmp("ne", each, "0")):
+            half = f.udiv("%height", "2")                            # the other half is `beside`
+            share = f.udiv(f.iadd(half, f.isub(each, "1")), each)
+            stream = f.udiv("%tile", share)
+            with f.when(f.icmp("slt", stream, f.load("i64", "%streams", 8))):
+                entry = f.gep("i64", "%streams", f.iadd(f.imul(stream, "2"), "1"))
+                stride = f.load("i64", f.gep("i64", entry, "1"), 8)
+                row = f.iadd("%row", f.imul(f.urem("%tile", share), each))
+                far = f.gep(self.e, f.load("ptr", entry, 8), f.iadd(f.imul(row, stride), "%col"))
+                hop = f.imul(stride, size)
+                WalkSlot(f, "%slot").set(Walk(far, lines, hop, f.imul(hop, half)))
+        f.finish()
 
     def packing_heights(self) -> list[int]:
         """Heights of the panels of a matrix that is tall enough for packing B (see `few` in `single`)."""
