@@ -28,7 +28,7 @@ import functools
 import threading
 
 from .compile import Library, compile_many, submit
-from .gemm_base import ARG_INDEX, ARGS, CHUNK, FEW, FEW_PANELS, Tiling, panel_at, panel_stride, scratch_bytes, symbol, tiling
+from .gemm_base import ARG_INDEX, ARGS, CHUNK, FEW, Tiling, panel_at, panel_stride, scratch_bytes, symbol, tiling
 from .gemm_pack import Pack
 from .gemm_tile import Tile, Tiles, Walk, WalkSlot
 from .irtext import Fn
@@ -67,7 +67,7 @@ class _Gen(Pack, Tiles):
         own = f.both("%discard", f.icmp("eq", blocks, "1"))
         own_panel = f.gep(e, "%scratch", str(panel_at(t)))
         # B that few rows use and that already lies contiguous is read where it is, but for a ragged last panel
-        few = f.icmp("sle", "%m", str(FEW_PANELS * t.mr))
+        few = f.icmp("sle", "%m", str(t.few_rows))
         direct, unit_b = "false", "false"
         if not tables:
             unit_b = f.icmp("eq", "%bcs", "1")
@@ -404,7 +404,7 @@ class _Gen(Pack, Tiles):
         """Whether a thread may read all of B where it is (see `few` in `single`) at little cost: it fits the cache beside C."""
         if not self.same["b"]:
             return "false"
-        few = f.both(f.icmp("sle", g["m"], str(FEW_PANELS * self.t.mr)), f.icmp("eq", g["b_cs"], "1"))
+        few = f.both(f.icmp("sle", g["m"], str(self.t.few_rows)), f.icmp("eq", g["b_cs"], "1"))
         return f.both(few, f.icmp("sle", f.imul(g["k"], g["n"]), str(self.target.l2 // 2 // self.size)))
 
     def grid(self, f: Fn, m: str, n: str, k: str, team: str, in_place: str) -> tuple[str, str]:

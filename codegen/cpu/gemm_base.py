@@ -15,7 +15,6 @@ ARGS = ("batch0", "batch1", "m", "n", "k",
         "epilogue", "env", "discard", "streams")
 ARG_INDEX = {name: i for i, name in enumerate(ARGS)}
 
-FEW_PANELS = 10    # panels of A up to which a B that lies row by row is read in place: packing it would cost more than it gains
 CHUNK = 16         # k's of a column-major A that are packed at a time
 PREFETCH = 16      # rows of B ahead of the one being packed
 LLVM_TYPE = {"f32": "float", "f64": "double", "i32": "i32", "i64": "i64"}
@@ -60,6 +59,11 @@ class Tiling:
     @property
     def nr(self) -> int:
         return self.nw * self.lanes
+
+    @property
+    def few_rows(self) -> int:
+        """Rows of A up to which a B that lies row by row is read in place: packing it would cost more than it gains."""
+        return 10 * self.mr
 
     @property
     def heights(self) -> range:
