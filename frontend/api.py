@@ -13,7 +13,8 @@ from ..compiler.diagnostics import CompileError, Span, did_you_mean, error
 from ..compiler.ir import Module, TensorType, Value, i64
 from . import ast as A
 from . import evaluate  # noqa: F401
-from .calls import bind_signature, call, finish, is_key, make_func, place_errors, run_body
+from .arguments import bind_signature, is_key
+from .calls import call, finish, make_func, place_errors, run_body
 from .derivatives import gradient, push_forward
 from .elaborator import Elaborator, deep_recursion
 from .frame import KEY, Frame

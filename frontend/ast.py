@@ -8,53 +8,10 @@ Parentheses do not make a node: they widen the span of what they hold and set it
 """
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator
-from dataclasses import dataclass, field, fields
-from typing import dataclass_transform
+from dataclasses import field
 
 from ..compiler.diagnostics import Span
-
-
-@dataclass_transform(field_specifiers=(field,))
-def node(cls):
-    """Makes a class of this file a dataclass.  Comparison and repr are Node's: generating them for each of the sixty
-    classes would take half of the parser's start-up time, and recursive ones would fail on very deep trees."""
-    return dataclass(slots=True, eq=False, repr=False)(cls)
-
-
-@node
-class Node:
-    span: Span = field(compare=False)
-
-    def __eq__(self, other: object) -> bool:
-        """The same tree, wherever it stands."""
-        if not isinstance(other, Node):
-            return NotImplemented
-        todo = [(self, other)]
-        while todo:
-            a, b = todo.pop()
-            if isinstance(a, Node):
-                if type(a) is not type(b) or getattr(a, "parens", False) != getattr(b, "parens", False):
-                    return False
-                todo += [(getattr(a, name), getattr(b, name)) for name in field_names(a)]
-            elif type(a) is list:
-                if type(b) is not list or len(a) != len(b):
-                    return False
-                todo += zip(a, b)
-            elif type(a) is not type(b) or a != b:
-                return False
-        return True
-
-    __hash__ = None
-
-    def __repr__(self) -> str:
-        return dump(self)
-
-
-def _place() -> Span:
-    """A field for the span of a part (an operator, a name) that has no node of its own."""
-    return field(compare=False)
+from .nodes import Node, children, dump, field_names, node, place, walk  # noqa: F401
 
 
 @node
@@ -91,7 +48,7 @@ class Import(Node):
     """`import "std/nn.nn" as nn`"""
     path: str
     alias: str | None
-    path_span: Span = _place()
+    path_span: Span = place()
 
 
 @node
@@ -109,7 +66,7 @@ class FnDef(Node):
     params: list[Param]
     result: Type | None
     body: Block
-    name_span: Span = _place()                                          # of `fn` where there is no name
+    name_span: Span = place()                                          # of `fn` where there is no name
 
 
 @node
@@ -118,7 +75,7 @@ class Layer(Node):
     name: str
     params: list[Param]
     items: list[Node]
-    name_span: Span = _place()
+    name_span: Span = place()
 
 
 @node
@@ -130,7 +87,7 @@ class Rule(Node):
     given: list[Signal]
     items: list[Node]
     nonlocal_: bool
-    name_span: Span = _place()
+    name_span: Span = place()
 
 
 @node
@@ -138,7 +95,7 @@ class Train(Node):
     """`train name { items }`.  Items: StateDecl (state), Phase, Until, statements (a setting is an Assign)."""
     name: str
     items: list[Node]
-    name_span: Span = _place()
+    name_span: Span = place()
 
 
 @node
@@ -146,7 +103,7 @@ class Run(Node):
     """`run name { statements }`"""
     name: str
     stmts: list[Node]
-    name_span: Span = _place()
+    name_span: Span = place()
 
 
 # ---- inside layers, rules and train blocks -----------------------------------------------------------------------
@@ -157,7 +114,7 @@ class ParamDecl(Node):
     name: str
     type: Type
     init: Expr | None
-    name_span: Span = _place()
+    name_span: Span = place()
 
 
 @node
@@ -165,7 +122,7 @@ class SubLayer(Node):
     """`hidden = Linear(i, h)`"""
     name: str
     value: Expr
-    name_span: Span = _place()
+    name_span: Span = place()
 
 
 @node
@@ -175,7 +132,7 @@ class StateDecl(Node):
     name: str
     type: Type
     init: Expr | None
-    name_span: Span = _place()
+    name_span: Span = place()
 
 
 @node
@@ -211,7 +168,7 @@ class Phase(Node):
     """`phase name { items }` of a train block."""
     name: str
     items: list[Node]
-    name_span: Span = _place()
+    name_span: Span = place()
 
 
 @node
@@ -236,7 +193,7 @@ class Assign(Stmt):
     target: Expr
     op: str
     value: Expr
-    op_span: Span = _place()
+    op_span: Span = place()
 
 
 @node
@@ -354,13 +311,13 @@ class NoneLit(Expr):
 class Unary(Expr):
     op: str                                                             # "-" | "+" | "~"
     operand: Expr
-    op_span: Span = _place()
+    op_span: Span = place()
 
 
 @node
 class Not(Expr):
     operand: Expr
-    op_span: Span = _place()
+    op_span: Span = place()
 
 
 @node
@@ -369,7 +326,7 @@ class Binary(Expr):
     op: str
     left: Expr
     right: Expr
-    op_span: Span = _place()
+    op_span: Span = place()
 
 
 @node
@@ -377,7 +334,7 @@ class BoolOp(Expr):
     op: str                                                             # "and" | "or"
     left: Expr
     right: Expr
-    op_span: Span = _place()
+    op_span: Span = place()
 
 
 @node
@@ -385,7 +342,7 @@ class Compare(Expr):
     """`a <= b < c`: operands[k] ops[k] operands[k + 1], all of them."""
     operands: list[Expr]
     ops: list[str]                                                      # == != < <= > >=
-    op_spans: list[Span] = _place()
+    op_spans: list[Span] = place()
 
 
 @node
@@ -434,7 +391,7 @@ class IndexIn(Expr):
     """`i in 0..n` in index notation."""
     name: str
     iterable: Expr
-    name_span: Span = _place()
+    name_span: Span = place()
 
 
 @node
@@ -448,7 +405,7 @@ class Guarded(Expr):
 class Attr(Expr):
     value: Expr
     name: str
-    name_span: Span = _place()
+    name_span: Span = place()
 
 
 @node
@@ -527,7 +484,7 @@ class Pipe(Expr):
     """`left |> right`"""
     left: Expr
     right: Expr
-    op_span: Span = _place()
+    op_span: Span = place()
 
 
 @node
@@ -535,80 +492,4 @@ class Range(Expr):
     """`start..stop`"""
     start: Expr
     stop: Expr
-    op_span: Span = _place()
-
-
-# ---- looking at trees --------------------------------------------------------------------------------------------
-
-_FIELDS: dict[type, tuple[str, ...]] = {}
-
-
-def field_names(node: Node) -> tuple[str, ...]:
-    """The names of a node's own parts: without spans and `parens`."""
-    names = _FIELDS.get(type(node))
-    if names is None:
-        names = tuple(f.name for f in fields(node) if f.compare and f.name not in ("span", "parens"))
-        _FIELDS[type(node)] = names
-    return names
-
-
-def children(node: Node) -> Iterator[Node]:
-    """The nodes directly below, in source order."""
-    for name in field_names(node):
-        value = getattr(node, name)
-        if isinstance(value, Node):
-            yield value
-        elif type(value) is list:
-            for item in value:
-                if isinstance(item, Node):
-                    yield item
-
-
-def walk(node: Node) -> Iterator[Node]:
-    """The node and all below it, parents first, in source order.  No recursion: depth does not matter."""
-    stack = [node]
-    while stack:
-        node = stack.pop()
-        yield node
-        stack.extend(reversed(list(children(node))))
-
-
-def dump(node: Node, spans: bool = False) -> str:
-    """The tree as an indented s-expression; one line where it fits 100 columns."""
-    return _dump(node, 0, spans)
-
-
-def _dump(value: object, indent: int, spans: bool) -> str:
-    if isinstance(value, Node):
-        head = type(value).__name__ + (f"@{value.span.line}:{value.span.col}" if spans else "")
-        parts = []
-        for name in field_names(value):
-            part = getattr(value, name)
-            if part is None or part is False and name != "value" or (part == [] and name in ("params", "given", "sees", "carries")):
-                continue
-            if name in _SPLICED:
-                parts += [_dump(item, indent + 2, spans) for item in part]
-                continue
-            text = _dump(part, indent + 2, spans)
-            parts.append(text if name in _PLAIN else f":{name} {text}")
-        opening, closing = "(" + head, ")"
-    elif isinstance(value, list):
-        parts = [_dump(v, indent + 2, spans) for v in value]
-        opening, closing = "[", "]"
-    elif isinstance(value, str):
-        return value if value.isidentifier() else json.dumps(value, ensure_ascii=False)
-    elif isinstance(value, tuple):
-        return ".".join(value)
-    else:
-        return str(value).lower() if isinstance(value, bool) else repr(value)
-    lead = " " if opening != "[" else ""
-    flat = opening + (lead + " ".join(parts) if parts else "") + closing
-    if "\n" not in flat and indent + len(flat) <= 100:
-        return flat
-    pad = "\n" + " " * (indent + 2)
-    return opening + pad + pad.join(parts) + closing
-
-
-# parts that need no label in a dump: their place says what they are
-_PLAIN = {"id", "value", "name", "op", "left", "right", "operand", "func", "path", "pattern"}
-_SPLICED = {"items", "stmts", "operands", "subscripts", "args"}                # lists whose elements follow without brackets
+    op_span: Span = place()

@@ -12,7 +12,8 @@ from ..compiler.ir import Dim, Value
 from . import ast as A
 from . import evaluate  # noqa: F401
 from .api import initial_value
-from .calls import bind_signature, check_sizes, is_key, run_body
+from .arguments import bind_signature, is_key
+from .calls import check_sizes, run_body
 from .elaborator import Elaborator, deep_recursion
 from .frame import KEY, Frame
 from .layers import instantiate as make_layer

@@ -8,7 +8,8 @@ from __future__ import annotations
 from ..compiler.diagnostics import Span, did_you_mean
 from ..compiler.ir import Block, Func, Value
 from ..compiler.ir.opdef import TypeMismatch
-from .calls import bind_params, call, captures, fn_text, make_func, overlay
+from .arguments import bind_params, captures, fn_text
+from .calls import call, make_func, overlay
 from .elaborator import Elaborator
 from .frame import Frame
 from .tensors import as_tensor, is_weak

@@ -4,7 +4,8 @@ from __future__ import annotations
 from ..compiler.diagnostics import Span
 from ..compiler.ir import Dim, Value, i64
 from . import ast as A
-from .calls import call, evaluate_args
+from .arguments import evaluate_args
+from .calls import call
 from .elaborator import Elaborator, expression
 from .notation import IndexVar, is_notation, notation
 from .operators import matmul_values, power, weak_op  # noqa: F401  (what operations build on)

@@ -12,7 +12,8 @@ from ..compiler.ir import TensorType, Value
 from . import ast as A
 from . import evaluate  # noqa: F401
 from .api import Elaborated, Info, _run, _slots_of
-from .calls import captures, make_func
+from .arguments import captures
+from .calls import make_func
 from .elaborator import Elaborator
 from .frame import KEY, Frame
 from .program import Program

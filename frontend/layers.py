@@ -4,7 +4,8 @@ from __future__ import annotations
 from ..compiler.diagnostics import CompileError, Span
 from ..compiler.ir import Dim, TensorType, Value
 from . import ast as A
-from .calls import bind_params, check_size
+from .arguments import bind_params
+from .calls import check_size
 from .elaborator import Elaborator, pattern_names
 from .signature import Signature, Unknown, source_text
 from .values import (

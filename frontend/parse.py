@@ -66,7 +66,7 @@ def parse_library(path: str | os.PathLike, name: str) -> A.Module:
 def _version() -> str:
     """Changes with everything that a cached tree depends on."""
     here = Path(__file__).parent
-    parts = [(here / f).read_bytes() for f in ("grammar.lark", "ast.py", "build_ast.py", "lalr.py")]
+    parts = [(here / f).read_bytes() for f in ("grammar.lark", "ast.py", "nodes.py", "build_ast.py", "build_expressions.py", "lalr.py")]
     return hashlib.sha256(b"\0".join(parts)).hexdigest() + str(sys.version_info[:2])
 
 

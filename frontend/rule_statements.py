@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from ..compiler.diagnostics import CompileError, Span, did_you_mean
 from ..compiler.ir import Value
 from . import ast as A
-from .calls import evaluate_args
+from .arguments import evaluate_args
 from .elaborator import Elaborator
 from .rules import (
     RULE_FUNCTIONS,

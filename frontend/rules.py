@@ -14,7 +14,8 @@ from dataclasses import dataclass, field
 from ..compiler.diagnostics import CompileError, Diagnostic, Source, Span, did_you_mean
 from ..compiler.ir import TensorType, Value
 from . import ast as A
-from .calls import MAX_CALLS, abstract, bind_params, captures, evaluate_args, make_func, rebuild
+from .arguments import abstract, bind_params, captures, evaluate_args, rebuild
+from .calls import MAX_CALLS, make_func
 from .elaborator import STATEMENTS, Elaborator
 from .frame import Frame
 from .program import not_found

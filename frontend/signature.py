@@ -177,7 +177,7 @@ class Signature:
             return "key"
         v = resolve_dotted(self.el, t.name, self.scope, t.span)
         if t.args is not None:
-            from .calls import evaluate_args
+            from .arguments import evaluate_args
             v = self.el.call(v, evaluate_args(self.el, t.args, self.scope), t.span)
         if isinstance(v, DType | QuantType | LayerClass):
             return v

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from ..compiler.diagnostics import CompileError, Span, did_you_mean
 from ..compiler.ir import Block, Func, Op, TensorType, Value, f32, u64
 from . import ast as A
-from .calls import captures, evaluate_args
+from .arguments import captures, evaluate_args
 from .elaborator import Elaborator, pattern_names
 from .layers import INPUT, signal_names, watch
 from .rule_statements import NoForward, bind_given, read_cell, split_given

@@ -16,8 +16,8 @@ from ..compiler.ir.core import free_values
 from . import ast as A
 from .api import initial_value as slot_value
 from .api import path_number
+from .arguments import evaluate_args
 from .builtins import TABLE
-from .calls import evaluate_args
 from .elaborator import STATEMENTS, Elaborator
 from .expressions import attribute
 from .frame import Frame
