@@ -40,20 +40,21 @@ def prepare(folder: Path) -> None:
 
 
 def write_results(folder: Path, content: dict[str, Any], weights: dict, metadata: dict[str, str] | None = None) -> list[Path]:
-    """Write the files and return their paths."""
+    """Write the files and return their paths; curve.png only where matplotlib is installed."""
     folder.mkdir(parents=True, exist_ok=True)
     files = [folder / "metrics.json", folder / "weights.safetensors"]
     atomic_write(files[0], (json.dumps(content, indent=1) + "\n").encode())
     write(files[1], weights, metadata)
+    from . import plots
+    if content["epochs"] and plots.available() and plots.curves(content, folder / "curve.png"):
+        files.append(folder / "curve.png")
     return files
 
 
-def write_pictures(folder: Path, content: dict[str, Any], values: dict, first: set[str], readings: dict, samples, sample_shape) -> list[Path]:
-    """curve.png, weights.png and errors.png; those that there is something to draw for. `first`: the matrices that multiply samples."""
+def write_pictures(folder: Path, values: dict, first: set[str], readings: dict, samples, sample_shape) -> list[Path]:
+    """weights.png and errors.png, beside the curves; those that there is something to draw for. `first`: the matrices that multiply samples."""
     from . import plots
     files = []
-    if content["epochs"] and plots.curves(content, folder / "curve.png"):
-        files.append(folder / "curve.png")
     if plots.weights(values, sample_shape, folder / "weights.png", first):
         files.append(folder / "weights.png")
     if plots.errors(readings, samples, folder / "errors.png"):

@@ -63,8 +63,8 @@ def parser() -> argparse.ArgumentParser:
     _settings(c)
     c.add_argument("--weights", metavar="F", help="start from these weights (safetensors, or llama2.c's .bin)")
     _quantize(c)
-    c.add_argument("--out", metavar="DIR", help="where metrics.json, weights.safetensors and pictures go (default: out/NAME)")
-    c.add_argument("--plot", action="store_true", help="also draw learning curves (curve.png), the weights (weights.png) and where readouts are wrong (errors.png); needs matplotlib")
+    c.add_argument("--out", metavar="DIR", help="where metrics.json, weights.safetensors and curve.png go (default: out/NAME)")
+    c.add_argument("--plot", action="store_true", help="also draw the weights (weights.png) and where readouts are wrong (errors.png); needs matplotlib")
     c.add_argument("--quiet", "-q", action="store_true", help="print the result only")
     c.add_argument("--profile", action="store_true", help="the time of every kernel, with its line, FLOP/s, bytes/s and what bounds it (all of it: profile.json)")
 

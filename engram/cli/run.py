@@ -96,7 +96,7 @@ def train(program, name: str, overrides: dict, args) -> int:
         part = part[:MOST_READ]
         readings = trainer.readings(shown, part, seed)
         samples = next(iter(shown.values()))
-        files += report.write_pictures(out, content, trainer.values(("param",)), first_matrices(plan), readings, samples[part], samples.shape[1:])
+        files += report.write_pictures(out, trainer.values(("param",)), first_matrices(plan), readings, samples[part], samples.shape[1:])
     if not args.quiet:
         print(f"wrote {', '.join(f.name for f in files)} to {out}{'' if args.out else ' (--out DIR writes elsewhere)'}")
     sys.stdout.flush()
