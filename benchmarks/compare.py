@@ -6,11 +6,11 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from .machine import Limits, best_of, measure
+from .machine import Limits, Probe, measure
 from .models import Part
 from .worker import PEERS, Side, SideFailed, installed
 from .workloads import Workload, count
@@ -18,7 +18,7 @@ from .workloads import Workload, count
 SLICE = 0.12               # seconds that a side runs in one turn, where a unit of work is shorter
 TURNS = (3, 15)            # at least and at most
 BUDGET = 6.0               # seconds that the turns of one workload may take, beyond the least number of them
-ROW_LIMITS = 0.3           # seconds for measuring the machine's limits, before and after a row
+ROW_LIMITS = 0.3           # seconds for measuring the machine's limits before a row
 FIRST_TURNS = 2            # of first steps, each a process of its own
 FIRST_MEMORY = 8           # times the parameters: about what the first step of any side takes
 
@@ -51,7 +51,8 @@ class Row:
     memory: int | None = None
     note: str = ""
     parts: list[Part] = field(default_factory=list)          # of the limit
-    limits: Limits | None = None                             # measured just before and after
+    limits: Limits | None = None                             # the medians of what was measured around our turns
+    shares: list[float] = field(default_factory=list)        # of the limit just then, turn by turn
 
     @property
     def unit(self) -> str:
@@ -66,14 +67,21 @@ class Row:
         s = (self.limits or limits).seconds(self.parts)
         return s if s > 0 else None
 
+    def share(self, limits: Limits) -> float | None:
+        """Of the limit that is reached."""
+        least = self.limit(limits)
+        if self.seconds is None or least is None:
+            return None
+        return statistics.median(self.shares) if self.shares else least / self.seconds
+
     def bars(self, limits: Limits) -> list[tuple[str, bool | None]]:
         """What had to be reached, and whether it was; None where it could not be seen."""
         out: list[tuple[str, bool | None]] = []
         value, found = self.value(self.seconds), {p.name: p.ratio for p in self.peers}
         for what, bar in self.workload.bars.items():
             if what == "limit":
-                least = self.limit(limits)
-                ok = None if self.seconds is None or least is None else least / self.seconds >= bar
+                share = self.share(limits)
+                ok = None if share is None else share >= bar
             elif what == "memory":
                 theirs = next((p.memory for p in self.peers if p.name == "torch" and p.memory), None)
                 ok = None if theirs is None or self.memory is None else self.memory <= bar * theirs
@@ -102,22 +110,15 @@ def run(w: Workload, peers: list[str], threads: int, cache: int, backend: str = 
         for p in peers:
             row.peers.append(Peer(p, note="" if installed(p) or p not in w.peers else f"{p} is not installed"))
         present = [p for p in row.peers if not p.note and p.name in w.peers]
-        before = _limits(row, threads)
         if w.kind == "first":
             _first(row, present, threads, backend, say)
         else:
             _turns(row, present, threads, backend, say, budget)
-        row.limits = best_of(before, _limits(row, threads)) if before else None
     except SideFailed as e:
         row.seconds, row.note = None, str(e)
     except Exception as e:                                   # ours: it must not cost the other rows
         row.seconds, row.note = None, f"internal error: {type(e).__name__}: {e}"
     return row
-
-
-def _limits(row: Row, threads: int) -> Limits | None:
-    """This machine's limits at this moment: other users of its memory come and go. None where the row has no use for them."""
-    return measure(threads, ROW_LIMITS) if row.parts else None
 
 
 # ---- work that repeats --------------------------------------------------------------------------------------------------------
@@ -138,7 +139,7 @@ def _turns(row: Row, peers: list[Peer], threads: int, backend: str, say, budget:
         _compare(row, sides, peers)
         plans = {name: _plan(side, units[name]) for name, side in sides.items()}
         say(f"{w.name}: in turns")
-        _take_turns(row, sides, plans, peers, budget)
+        _take_turns(row, sides, plans, peers, threads, budget)
     finally:
         for side in sides.values():
             side.close()
@@ -198,8 +199,10 @@ def _plan(side: Side, unit: int) -> tuple[int, int]:
     return n, 0 if seconds > SLICE else max(unit, n // 8 // unit * unit)
 
 
-def _take_turns(row: Row, sides: dict[str, Side], plans: dict[str, tuple[int, int]], peers: list[Peer], budget: float) -> None:
+def _take_turns(row: Row, sides: dict[str, Side], plans: dict[str, tuple[int, int]], peers: list[Peer], threads: int, budget: float) -> None:
     seconds: dict[str, list[float]] = {name: [] for name in sides}
+    probe, moments = Probe(threads) if row.parts else None, []       # a row without parts has no limit
+    base = measure(threads, ROW_LIMITS) if row.parts else None
     began = time.perf_counter()
     for turn in range(TURNS[1]):
         if turn >= TURNS[0] and time.perf_counter() - began > budget:
@@ -208,10 +211,17 @@ def _take_turns(row: Row, sides: dict[str, Side], plans: dict[str, tuple[int, in
         taken = {}
         for name in order:
             n, warm = plans[name]
+            around = [probe.now()] if probe and name == "engram" else []
             taken[name] = sides[name].ask(do="time", n=n, warm=warm)["seconds"] / n
+            if around:                                       # other users of the machine come and go: its limits at this moment
+                fma, read = (statistics.fmean(x) for x in zip(*around, probe.now()))
+                moments.append(replace(base, fma=fma, read=read))
+                row.shares.append(moments[-1].seconds(row.parts) / taken[name])
         for name, s in taken.items():
             seconds[name].append(s)
     _conclude(row, seconds, peers)
+    if moments:
+        row.limits = replace(base, fma=statistics.median(m.fma for m in moments), read=statistics.median(m.read for m in moments))
     for name, side in sides.items():
         found = next((p for p in peers if p.name == name), row)
         found.memory = side.ask(do="peak_memory")["bytes"]

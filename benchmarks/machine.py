@@ -5,7 +5,7 @@
     triad_bandwidth(...)   the same for a = b + s * c (McCalpin's STREAM), reads and writes added
 
 Each thread runs the same code on its own data; ctypes lets go of Python's lock, so plain Python threads do. The best of several
-repeats counts: other work on the machine only ever takes away.
+repeats counts: other work on the machine only ever takes away. What is left of a shared machine at one moment, a Probe tells: the mean of a few repeats.
 """
 from __future__ import annotations
 
@@ -21,7 +21,9 @@ from ..codegen.cpu.compile import load
 from ..codegen.cpu.target import CpuTarget, host_target
 
 CHAINS = 24                    # independent multiply-adds: latency 4, two a cycle, with registers to spare of 32 (12 of 16)
+FMA_TURNS = 400_000
 BUFFER = 128 << 20             # bytes read by each thread, several times any last-level cache share
+MOMENT = 0.03                  # seconds that a probe takes for each of its two numbers
 
 
 @dataclass(frozen=True)
@@ -54,6 +56,31 @@ def measure(threads: int, seconds: float = 0.8) -> Limits:
 def best_of(a: Limits, b: Limits) -> Limits:
     """The higher of two measurements, number by number."""
     return Limits(a.threads, max(a.fma, b.fma), max(a.fma_one, b.fma_one), max(a.read, b.read), max(a.triad, b.triad), a.cache)
+
+
+class Probe:
+    """This moment's FMA rate and read bandwidth, all threads together: what a workload timed just before or after could have had."""
+
+    def __init__(self, threads: int):
+        from ..codegen.cpu.runtime import Memory
+        self.threads = threads
+        self._read = [Memory(BUFFER // 2) for _ in range(threads)]
+        self._small = [Memory(4096) for _ in range(threads)]
+        for m in self._small:
+            (ctypes.c_float * 1024).from_address(m.address)[:] = [0.5] * 1024
+        for m in self._read:
+            ctypes.memset(m.address, 0, m.nbytes)            # the pages must be there, and not be the one page of zeros
+
+    def now(self) -> tuple[float, float]:
+        """(FLOP/s, bytes/s)."""
+        read = [(m.nbytes, m.address, s.address, s.address) for m, s in zip(self._read, self._small)]
+        add = [(FMA_TURNS, s.address, s.address + 128, s.address + 256) for s in self._small]
+        return (_fma_flops(self.threads) / _mean(_times("engram_peak_fma", add, MOMENT)),
+                sum(m.nbytes for m in self._read) / _mean(_times("engram_peak_read", read, MOMENT)))
+
+
+def _mean(times: list[float]) -> float:
+    return sum(times) / len(times)
 
 
 def last_level_cache() -> int:
@@ -157,11 +184,14 @@ def chains() -> int:
 
 def fma_peak(threads: int, seconds: float = 0.2) -> float:
     """FLOP/s of f32 multiply-adds, two operations each, over all threads."""
-    turns = 400_000
     buffers = [np.full(3 * 64, 0.5, np.float32) for _ in range(threads)]
     each = [_aligned(b.ctypes.data) for b in buffers]
-    t = _best("engram_peak_fma", [(turns, p, p + 128, p + 256) for p in each], seconds)
-    return 2.0 * chains() * host_target().lanes("f32") * turns * threads / t
+    return _fma_flops(threads) / min(_times("engram_peak_fma", [(FMA_TURNS, p, p + 128, p + 256) for p in each], seconds))
+
+
+def _fma_flops(threads: int) -> float:
+    """Of one run of the loop on all threads."""
+    return 2.0 * chains() * host_target().lanes("f32") * FMA_TURNS * threads
 
 
 def bandwidth(kind: str, threads: int, seconds: float = 0.2) -> float:
@@ -176,23 +206,23 @@ def bandwidth(kind: str, threads: int, seconds: float = 0.2) -> float:
             ctypes.memset(m.address, 0, each)                # the pages must be there, and not be the one page of zeros
     jobs = [(each, part[0].address, part[1].address if arrays > 1 else s.address, part[2].address if arrays > 1 else s.address)
             for part, s in zip(memory, sink)]
-    return float(each) * arrays * threads / _best(f"engram_peak_{kind}", jobs, seconds)
+    return float(each) * arrays * threads / min(_times(f"engram_peak_{kind}", jobs, seconds))
 
 
 def _aligned(address: int) -> int:
     return -(-address // 64) * 64
 
 
-def _best(symbol: str, jobs: list[tuple], seconds: float) -> float:
-    """The least time in which all threads, begun together, finish their job."""
+def _times(symbol: str, jobs: list[tuple], seconds: float) -> list[float]:
+    """How long all threads, begun together, took for their jobs, again and again for about `seconds`."""
     f = ctypes.CFUNCTYPE(None, ctypes.c_int64, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_void_p)(_library().address(symbol))
-    least, until = float("inf"), time.perf_counter() + seconds
+    taken, until = [], time.perf_counter() + seconds
     f(*jobs[0])
-    while least == float("inf") or time.perf_counter() < until:
+    while not taken or time.perf_counter() < until:
         if len(jobs) == 1:
             start = time.perf_counter()
             f(*jobs[0])
-            least = min(least, time.perf_counter() - start)
+            taken.append(time.perf_counter() - start)
             continue
         gate, spans = threading.Barrier(len(jobs)), [None] * len(jobs)
 
@@ -206,5 +236,5 @@ def _best(symbol: str, jobs: list[tuple], seconds: float) -> float:
             t.start()
         for t in threads:
             t.join()
-        least = min(least, max(e for _, e in spans) - min(s for s, _ in spans))
-    return least
+        taken.append(max(e for _, e in spans) - min(s for s, _ in spans))
+    return taken

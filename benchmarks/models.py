@@ -153,9 +153,10 @@ def call_parts(model: str, s: Mapping[str, int]) -> list[Part]:
 
 
 def decode_parts(s: Mapping[str, int]) -> list[Part]:
-    """One token: every weight but the embeddings' other rows is read once; positions are few, so caches do not count."""
+    """One token: every weight but the embeddings' other rows is read once, and the keys and values of the positions so far, on average."""
     n = count("gpt", s) - s["context"] * s["width"]
-    return [Part("weights", 2.0 * n, n * s.get("bits", 32) / 8)]
+    caches = 2 * s["layers"] * s["width"] * (s["tokens"] + 1) / 2
+    return [Part("weights and caches", 2.0 * n, n * s.get("bits", 32) / 8 + 4 * caches)]
 
 
 def working_set(model: str, s: Mapping[str, int], training: bool) -> float:

@@ -100,7 +100,7 @@ def _cells(curve: Curve, p: Point, peers: list[str], limits: Limits) -> list[str
     row = p.row
     if row.seconds is None:
         return [str(p.at), f"failed: {row.note}", *[""] * (len(heads(curve, peers)) - 2)]
-    share = tables.share_of(row, limits)
+    share = row.share(limits)
     out = [str(p.at), tables.text_of(row.value(row.seconds))]
     if curve.per:
         out.append(tables.text_of(row.seconds / curve.per(p.at) * 1e6))

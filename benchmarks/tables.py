@@ -21,7 +21,8 @@ run in fresh processes, with an empty or a filled cache folder (Python's bytecod
 each takes memory of eight times the parameters and gives it back, since a virtual machine's host may have taken away what was free.
 The limit is what this machine could do at best: the FLOPs of the matrix products at the measured FMA peak, and the bytes that must pass
 between memory and caches at the measured read bandwidth (none where everything stays in the last-level cache), part by part, whichever is slower;
-both are measured before and after each row, and the better counts. The line on top has the best of the whole run."""
+both are measured just before and just after each of our turns, as long as a turn's probe takes and not as the best of it, since the host of a virtual machine gives more
+at one moment than at the next: "of the limit" is the median of the turns, the limit shown that of the probes. The line on top has the best of the whole run."""
 
 
 @dataclass
@@ -96,17 +97,12 @@ def ratio_of(p: Peer) -> str:
     return f"{p.ratio:.2f}x ({min(p.ratios):.2f}-{max(p.ratios):.2f})"
 
 
-def share_of(row: Row, limits: Limits) -> float | None:
-    least = row.limit(limits)
-    return None if least is None or row.seconds is None else least / row.seconds
-
-
 def line(row: Row, limits: Limits) -> str:
     """A row while the run goes on."""
     w = row.workload
     if row.seconds is None:
         return f"{w.name:18s} failed: {row.note}"
-    share = share_of(row, limits)
+    share = row.share(limits)
     parts = [f"{w.name:18s} {text_of(row.value(row.seconds)):>7s} {row.unit:9s}", f"{share:6.1%} of the limit" if share and share >= 0.01 else " " * 19]
     parts += [f"{p.name} {text_of(row.value(p.seconds))} = {ratio_of(p)}" if p.ratio else f"{p.name}: {p.note or '-'}" for p in row.peers]
     return "  ".join(parts) + "".join(f"  [{'met' if ok else 'MISSED'}: {what}]" for what, ok in row.bars(limits) if ok is not None)
@@ -122,7 +118,7 @@ def markdown(r: Report) -> str:
              f"Written by `engram bench`, in {r.seconds:.0f} s.", "", f"Measured limits: {r.limits.text()}.", "",
              "| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
     for row in r.rows:
-        w, limit, share = row.workload, row.limit(r.limits), share_of(row, r.limits)
+        w, limit, share = row.workload, row.limit(r.limits), row.share(r.limits)
         cells = [w.what, w.unit, f"**{text_of(row.value(row.seconds))}**" if row.seconds is not None else "failed"]
         for p in row.peers:
             cells += [text_of(row.value(p.seconds)), ratio_of(p)]
@@ -151,7 +147,7 @@ def as_json(r: Report) -> dict:
                 "difference": p.difference if p.difference is None or math.isfinite(p.difference) else None, "note": p.note or None}
     rows = [{"workload": row.workload.name, "what": row.workload.what, "unit": row.unit, "value": row.value(row.seconds), "seconds": row.seconds,
              "spread": row.spread, "turns": row.turns, "peak_memory": row.memory, "limit_seconds": row.limit(r.limits), "read_bytes_per_s": (row.limits or r.limits).read,
-             "fma_flops": (row.limits or r.limits).fma, "share_of_limit": share_of(row, r.limits),
+             "fma_flops": (row.limits or r.limits).fma, "share_of_limit": row.share(r.limits),
              "flops": sum(p.flops for p in row.parts), "bytes": sum(p.bytes for p in row.parts), "peers": [peer(row, p) for p in row.peers],
              "bars": [{"bar": what, "met": ok} for what, ok in row.bars(r.limits)], "note": row.note or None} for row in r.rows]
     x = r.limits

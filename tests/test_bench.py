@@ -51,8 +51,9 @@ def test_counted_work():
     macs, first = 784 * 512 + 512 * 256 + 256 * 10, 784 * 512
     assert mlp[0].flops == 2 * 128 * (3 * macs - first) and mlp[1].bytes == 24 * (macs + 512 + 256 + 10)
     assert all(p.bytes == 0 for p in workloads.WORKLOADS["mlp"].parts(32 << 20)), "8 MB of state stay in a cache of 32 MB"
-    assert workloads.WORKLOADS["gpt2_decode"].parts(32 << 20)[0].bytes == 4 * (124_439_808 - 1024 * 768)
-    assert workloads.WORKLOADS["gpt2_decode_ternary"].parts(32 << 20)[0].bytes == (124_439_808 - 1024 * 768) / 4
+    caches = sum(2 * 12 * 768 * 4 * positions for positions in range(1, 65)) / 64
+    assert workloads.WORKLOADS["gpt2_decode"].parts(32 << 20)[0].bytes == 4 * (124_439_808 - 1024 * 768) + caches
+    assert workloads.WORKLOADS["gpt2_decode_ternary"].parts(32 << 20)[0].bytes == (124_439_808 - 1024 * 768) / 4 + caches
 
 
 def test_the_limit_is_the_slower_of_arithmetic_and_memory_part_by_part():
@@ -86,6 +87,15 @@ def test_differences():
 def test_limits_are_measured():
     x = machine.Limits(1, machine.fma_peak(1, 0.02), 0, machine.bandwidth("read", 1, 0.02), machine.bandwidth("triad", 1, 0.02), machine.last_level_cache())
     assert x.fma > 1e8 and 1e8 < x.read < 1e13 and 1e8 < x.triad < 1e13 and x.cache > 0
+    fma, read = machine.Probe(2).now()
+    assert fma > 1e8 and 1e8 < read < 1e13
+
+
+def test_the_share_of_the_limit_is_the_median_of_the_turns():
+    row = compare.Row(workloads.WORKLOADS["gpt2_decode"], seconds=2.0, parts=[models.Part("a", 0, 10e9)], limits=LIMITS)
+    assert row.share(LIMITS) == 0.5
+    row.shares = [0.2, 0.7, 0.9]
+    assert row.share(LIMITS) == 0.7
 
 
 def test_a_side_answers_is_stopped_and_its_end_is_told(tmp_path):
@@ -140,6 +150,7 @@ class Fake:
 def fakes(monkeypatch):
     monkeypatch.setattr(compare, "Side", Fake)
     monkeypatch.setattr(compare, "measure", lambda threads, seconds: LIMITS)
+    monkeypatch.setattr(compare, "Probe", lambda threads: type("Same", (), {"now": lambda self: (LIMITS.fma, LIMITS.read)})())
     monkeypatch.setattr(compare, "installed", lambda name: name in Fake.made)
     return Fake
 
