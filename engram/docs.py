@@ -30,6 +30,7 @@ FAMILIES = {
     "control": ("Functions and control flow", "A region may use values of the blocks around it (that of `tensor.fused` may not); functions see only their own."),
     "nn": ("Neural networks", "Each is defined by a decomposition into base ops; the pass `decompose` applies it."),
     "packed": ("Cheap weights", "Parameters of the types ternary, int4, int8 and pow2(n), their packed codes, and integer products with them."),
+    "packed_conv": ("Convolutions with cheap weights", "Filters of these types, and integer products of windows with them."),
     "random": ("Random numbers", "Philox 4x32-10 with an explicit key: the same bits on every backend and any number of threads."),
     "learn": ("Derivatives and learning", "The passes `grad` and `plasticity` remove them."),
     "loop": ("The loop stage", "Loops over explicit buffers; [ARCHITECTURE.md](../ARCHITECTURE.md), section 4, says what may stand where."),

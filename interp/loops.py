@@ -7,11 +7,11 @@ launch is raised when the launch ends.
 """
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Callable
 from functools import reduce
 from itertools import product
-from math import prod
 
 import numpy as np
 
@@ -375,7 +375,7 @@ def combine(kind: str, values: list, dtype, shadow: bool = False):
     if kind == "add":
         exact = exact_sum(values) if dtype.is_float else sum(values)
     elif kind == "mul":
-        exact = prod(values) if dtype.is_float else reduce(wrapping_mul, values, 1)
+        exact = math.prod(values) if dtype.is_float else reduce(wrapping_mul, values, 1)
     elif kind in ("max", "min"):
         fn = (maximum if kind == "max" else minimum) if dtype.is_float else (max if kind == "max" else min)
         return reduce(fn, values, dtype.min if kind == "max" else dtype.max)
@@ -502,7 +502,9 @@ def _pack(f: _Function, op: Op, xs, rs):
 
 
 def _contract_packed(f: _Function, op: Op, xs, rs):
-    (o, x, p), (m, k), n = xs, op.operands[1].type.shape, op.operands[0].type.shape[1]
+    (o, x, p), (*lead, n) = xs, op.operands[0].type.shape
+    m = math.prod(lead)
+    k = op.operands[1].type.numel // max(m, 1)
     rnd = rounding(op.operands[0].type.dtype)
 
     def step(env):

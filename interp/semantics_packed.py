@@ -1,9 +1,10 @@
 """Cheap weights, from their definitions: what a weight type's values are, where a packed code lies, and products as plain sums of integers."""
 from __future__ import annotations
 
+import itertools
 import math
 
-from ..compiler.ir.types import f32
+from ..compiler.ir.types import f32, row_major
 from .semantics_nn import NN
 from .semantics_tensor import define
 
@@ -62,16 +63,46 @@ def _quantized_dot(ev, op, xs):
     q, scales = _columns(ev, w, op.attrs["weight"], c if op.attrs.get("columns") else None)
     out = []
     for i in range(0, len(x.data), k):
-        line = x.data[i:i + k]
-        top = max(max(map(abs, line)), r(1e-30))
-        ints = [max(min(round(r(r(127 * v) / top)), 127), -128) for v in line]
+        ints, top = _int8(r, x.data[i:i + k])
         step = r(top / 127)
         for j in range(n):
             out.append(r(step * scales[j]) * sum(a * q[t * n + j if c == 0 else j * k + t] for t, a in enumerate(ints)))
     return [ev.round(out, f32)]
 
 
-NN["nn.quantize"], NN["nn.quantized_dot"] = _quantize, _quantized_dot
+def _quantized_conv(ev, op, xs):
+    """Every sum written out; taps outside x count nothing."""
+    (x, w), a = xs, op.attrs
+    r = lambda v: ev.round([v], f32)[0]
+    q, scale = _values(ev, w.data, a["weight"])
+    (batch, channels, *space), (co, _, *taps), places = x.shape, w.shape, op.results[0].type.shape[2:]
+    steps, size = row_major(space), math.prod(space)
+    out = []
+    for s in range(batch):
+        ints, top = _int8(r, x.data[s * channels * size:(s + 1) * channels * size])
+        step = r(r(top / 127) * scale)
+        reads = []                                     # of each position: (where in a channel, which tap)
+        for o in itertools.product(*map(range, places)):
+            here = []
+            for t, k in enumerate(itertools.product(*map(range, taps))):
+                at = [i * st + j * di - low for i, st, j, di, low in zip(o, a["stride"], k, a["dilation"], a["low"])]
+                if all(0 <= p < n for p, n in zip(at, space)):
+                    here.append((sum(p * n for p, n in zip(at, steps)), t))
+            reads.append(here)
+        many = math.prod(taps)
+        for c in range(co):
+            for here in reads:
+                out.append(step * sum(ints[i * size + p] * q[(c * channels + i) * many + t] for i in range(channels) for p, t in here))
+    return [ev.round(out, f32)]
+
+
+def _int8(r, line: list[float]) -> tuple[list[int], float]:
+    """Whole numbers, and the largest size, which 127 stands for."""
+    top = max(max(map(abs, line)), r(1e-30))
+    return [max(min(round(r(r(127 * v) / top)), 127), -128) for v in line], top
+
+
+NN["nn.quantize"], NN["nn.quantized_dot"], NN["nn.quantized_conv"] = _quantize, _quantized_dot, _quantized_conv
 
 
 # ---- codes -------------------------------------------------------------------------------------------------------------
@@ -127,6 +158,8 @@ def _pack(ev, op, xs):
 @define("tensor.dot_packed")
 def _dot_packed(ev, op, xs):
     x, p = xs
-    k = x.shape[-1]
-    return [ev.round(products(op.attrs["format"], lambda i, t: x.data[i * k + t], math.prod(x.shape[:-1]), k, p.data.__getitem__, op.attrs["n"]),
-                     op.results[0].type.dtype)]
+    lead, n = len(x.shape) - op.attrs.get("dims", 1), op.attrs["n"]
+    k = math.prod(x.shape[lead:])
+    sums = ev.round(products(op.attrs["format"], lambda i, t: x.data[i * k + t], math.prod(x.shape[:lead]), k, p.data.__getitem__, n), op.results[0].type.dtype)
+    inner = math.prod(x.shape[op.attrs.get("at", lead):lead])        # rows behind the columns
+    return [[sums[i + j * n + c] for i in range(0, len(sums), inner * n) for c in range(n) for j in range(inner)] if inner != 1 else sums]

@@ -29,15 +29,35 @@ def pack(body, op: Op, pos: int) -> None:
 
 
 def dot_packed(body, op: Op, pos: int) -> None:
-    """Leading dims of the rows become one."""
+    """Rows are read where they are, windows too, if what is summed over comes in runs of neighbours."""
     x, packed = op.operands
-    k, n = x.type.shape[-1], op.attrs["n"]
-    rows, codes = body.contiguous(x, op.loc), body.contiguous(packed, op.loc)
+    n, lead = op.attrs["n"], x.type.rank - op.attrs.get("dims", 1)
+    at = op.attrs.get("at", lead)
+    rows, codes = body.in_memory(x, op.loc), body.contiguous(packed, op.loc)
+    if rows.strides[-1] != 1:
+        rows = body.contiguous(x, op.loc)
     place = body.env[op.result] = body.destination(op.result, pos, op.loc)
-    m = product(x.type.shape[:-1])
-    if m and n:
-        matrices = [Storage(s.buffer, s.offset, (m, c), (c, 1)) for s, c in ((place, n), (rows, k))]
-        body.host.op("loop.contract_packed", [*map(body.host.buffer, matrices), body.host.buffer(codes)], {"format": op.attrs["format"]}, (), op.loc)
+    if product(x.type.shape[:lead]) and n:
+        columns, steps = place.strides[at], (*place.strides[:at], *place.strides[at + 1:])
+        m = _evenly(rows.shape[:lead], rows.strides, steps) or [(1, 0, 0)]
+        k = _evenly(rows.shape[lead:], rows.strides[lead:])
+        pieces = [Storage(place.buffer, place.offset, (*(d[0] for d in m), n), (*(d[2] for d in m), columns)),
+                  Storage(rows.buffer, rows.offset, tuple(d[0] for d in m + k), tuple(d[1] for d in m + k))]
+        body.host.op("loop.contract_packed", [*map(body.host.buffer, pieces), body.host.buffer(codes)],
+                     {"format": op.attrs["format"], **({"dims": len(k)} if len(k) > 1 else {})}, (), op.loc)
+
+
+def _evenly(shape, *strides) -> list[tuple[int, ...]]:
+    """(size, strides..) without dims of size 1, and with neighbours that step as one as one."""
+    out: list[tuple[int, ...]] = []
+    for n, *s in zip(shape, *strides):
+        if n == 1:
+            continue
+        if out and all(p == q * n for p, q in zip(out[-1][1:], s)):
+            out[-1] = (out[-1][0] * n, *s)
+        else:
+            out.append((n, *s))
+    return out
 
 
 # ---- updates of a copy ---------------------------------------------------------------------------------------------------

@@ -1,8 +1,9 @@
 """prepack: functions that only read their weights take them packed.
 
-Quantised products with parameters (arguments that entry functions list in `weights`) get the packed codes and their scale as arguments of their own,
-through calls; what is left reads no stored weight. An entry's attribute `packs` lists [argument, weight, contract, columns] for each pair of arguments added:
-whoever runs it makes them once with `packer`. The driver applies it where a program was built for inference; parameters that a step changes are not for it.
+Quantised products and convolutions with parameters (arguments that entry functions list in `weights`) get the packed codes and their scale as arguments of
+their own, through calls; what is left reads no stored weight. An entry's attribute `packs` lists [argument, weight, contract, columns] for each pair of arguments
+added: whoever runs it makes them once with `packer` (contract: a matrix's dim, or what a run of a filter is: compiler/ops/packed_conv.py). The driver applies
+it where a program was built for inference; parameters that a step changes are not for it.
 """
 from __future__ import annotations
 
@@ -13,6 +14,7 @@ from ..compiler.ir.builder import Builder
 from ..compiler.ir.core import Block, Func, Module, Op, Value, rewrite
 from ..compiler.ir.types import TensorType, f32
 from ..compiler.ops.packed import pack, packed_shape, product, weight_format
+from ..compiler.ops.packed_conv import CHANNELS, TAPS, convolution, filter_types, geometry, pack_filter
 from .quantize import parameters, source
 from .util import callees_first
 
@@ -46,18 +48,19 @@ def _function(f: Func, mine: set[int], extra: dict[str, list[Want]]) -> list[Wan
         i = place[source(v)[0]]
         want = (i, weight, contract, columns)
         if want not in wanted:
-            fmt, w = weight_format(weight)[0], f.args[i].type
-            n = w.shape[1 - contract]
-            types = [TensorType(fmt.memory[0], packed_shape(fmt, w.shape[contract], n)), TensorType(f32, (n,) if columns else ())]
+            types = _types(weight, f.args[i].type.shape, contract, columns)
             wanted[want] = [Value(t, f.body, f"{f.args[i].name}.{part}") for t, part in zip(types, ("packed", "scale"))]
         return wanted[want]
 
     def visit(op: Op, out: Block) -> list[Value] | None:
         if op.name == "func.call" and extra.get(op.attrs["callee"]):
             op.operands += [x for i, *how in extra[op.attrs["callee"]] for x in packed(op.operands[i], *how)]
-        if op.name != "nn.quantized_dot" or source(op.operands[1])[0] not in place or source(op.operands[1])[1]:
+        if op.name not in ("nn.quantized_dot", "nn.quantized_conv") or source(op.operands[1])[0] not in place or source(op.operands[1])[1]:
             return None
         weight = op.attrs["weight"]
+        if op.name == "nn.quantized_conv":
+            g = geometry(*(v.type for v in op.operands), op.attrs)
+            return [convolution(Builder(out, op.loc), op.operands[0], *packed(op.operands[1], weight, g.run_is, False), weight, g)]
         codes, scale = packed(op.operands[1], weight, op.attrs["contract"], bool(op.attrs.get("columns")))
         return [product(Builder(out, op.loc), op.operands[0], codes, scale, weight, op.result.type.shape[-1])]
 
@@ -69,10 +72,19 @@ def _function(f: Func, mine: set[int], extra: dict[str, list[Want]]) -> list[Wan
     return list(wanted)
 
 
+def _types(weight: str, shape: tuple[int, ...], contract: int, columns: bool) -> list[TensorType]:
+    """Of the packed codes and the scale."""
+    if contract in (TAPS, CHANNELS):
+        return filter_types(weight, shape, contract)
+    fmt, n = weight_format(weight)[0], shape[1 - contract]
+    return [TensorType(fmt.memory[0], packed_shape(fmt, shape[contract], n)), TensorType(f32, (n,) if columns else ())]
+
+
 def packer(type: TensorType, weight: str, contract: int, columns: bool) -> Module:
-    """A module whose entry `pack` makes the packed codes and the scale of a matrix."""
+    """A module whose entry `pack` makes the packed codes and the scale of a matrix or a filter."""
     f = Func("pack", [type], ["w"])
-    codes, scale = pack(Builder(f.body), f.args[0], weight, contract, columns)
+    b, w = Builder(f.body), f.args[0]
+    codes, scale = pack_filter(b, w, weight, contract) if contract in (TAPS, CHANNELS) else pack(b, w, weight, contract, columns)
     f.body.append(Op("func.return", [codes, scale], {}, (), ()))
     f.result_types = [codes.type, scale.type]
     return Module([f], {"stage": "nn", "entries": ["pack"]})

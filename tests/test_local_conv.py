@@ -65,7 +65,7 @@ def steps(p, backend, start=None, count=2):
 @pytest.mark.parametrize("backend", ["interp", "cpu"])
 def test_the_written_rule_is_the_local_loss(backend, weight):
     """Same start, same features: the changes agree to 1e-5, of weights, biases and readouts."""
-    model = f"Net(weight = {weight})"
+    model = f"Net(weight = {weight}, int8_inputs = {str(weight != 'f32').lower()})"     # what the rule sees is what is multiplied
     written = net([("c1", "three_factor_conv(3, 0.5, grid = 2, drop = 0, optimizer = sgd) given y"),
                    ("c2", "three_factor_conv(3, 0.5, grid = 2, drop = 0, optimizer = sgd) given y")], model)
     derived = net([(c, f"pred(3, 0.5, optimizer = sgd, features = {FEATURES}) given y") for c in ("c1", "c2")], model)

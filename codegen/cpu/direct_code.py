@@ -108,13 +108,13 @@ class _Gen(Pack):
                 for i, offset in enumerate(c_rows):
                     at = f.gep(self.e, "%c", str(offset + j * w))
                     if sums is None:
-                        out[i * nw + j] = self.vload(f, at, self.lanes_mask(valid))
+                        out[i * nw + j] = self.vload(f, at, self.first_lanes(valid))
                     else:
-                        self.vstore(f, sums[i * nw + j], at, self.lanes_mask(valid))
+                        self.vstore(f, sums[i * nw + j], at, self.first_lanes(valid))
                 continue
             for first in range(0, h, w):               # C is contiguous along rows: w channels of w rows at a time
                 rows = range(first, min(first + w, h))
-                mask = self.lanes_mask(len(rows))
+                mask = self.first_lanes(len(rows))
                 spots = [f.gep(self.e, "%c", str((j * w + x) * p.n.c + c_rows[first])) for x in range(valid)]
                 if sums is None:
                     lines = [self.vload(f, at, mask) for at in spots] + ["zeroinitializer"] * (w - valid)
@@ -125,10 +125,6 @@ class _Gen(Pack):
                     for at, x in zip(spots, self.transpose(f, lines)):
                         self.vstore(f, x, at, mask)
         return out
-
-    def lanes_mask(self, count: int) -> str | None:
-        """A constant mask of the first lanes; None for all."""
-        return None if count == self.w else "<" + ", ".join(f"i1 {int(i < count)}" for i in range(self.w)) + ">"
 
     # ---- the loops around
 

@@ -167,6 +167,10 @@ class Base:
         steps = "<" + ", ".join(f"i32 {i}" for i in range(self.w)) + ">"
         return f.op(f"icmp slt <{self.w} x i32> {steps}, {all_}", "m")
 
+    def first_lanes(self, count: int) -> str | None:
+        """A constant mask of the first lanes; None for all."""
+        return None if count == self.w else "<" + ", ".join(f"i1 {int(i < count)}" for i in range(self.w)) + ">"
+
     def vload(self, f: Fn, ptr: str, mask: str | None = None, other: str = "zeroinitializer") -> str:
         """`other`: what inactive lanes are."""
         if mask is None:

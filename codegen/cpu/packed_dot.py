@@ -22,6 +22,7 @@ class Dot:
         self.sdot = target.name == "neon" and "+dotprod" in features
         # what is multiplied: value + offset, unsigned; with signed dot products only, less 128 where it does not fit otherwise
         self.flip = self.sdot and fmt.name in ("int8", "pow2")
+        self.one = 0x81 if self.flip else 1                         # a code that is multiplied as 1
         self.offset = 0 if self.wide else fmt.offset - (128 if self.flip else 0)
 
     def splat(self, f: Fn, scalar: str) -> str:

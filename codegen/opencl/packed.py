@@ -1,8 +1,10 @@
 """loop.pack and loop.contract_packed as kernels: a work-item per stored code byte, and per element of the result."""
 from __future__ import annotations
 
+from math import prod
+
 from ...compiler.ir.core import Op
-from ...compiler.ops.packed import COLUMNS, FORMATS, STEP_BYTES, Format
+from ...compiler.ops.packed import COLUMNS, FORMATS, STEP_BYTES, Format, row_dims
 from .device import Caps
 from .kernel import Kernel, local_size
 
@@ -31,21 +33,36 @@ def _code(fmt: Format) -> str:
 def contract_kernel(op: Op, caps: Caps) -> Kernel:
     """Columns run fastest: neighbours read neighbouring codes and the same activations."""
     fmt = FORMATS[op.attrs["format"]]
-    (m, n), k = op.operands[0].type.shape, op.operands[1].type.shape[1]
-    steps = k // fmt.group
+    out, x = (v.type for v in op.operands[:2])
+    n = out.shape[-1]
+    lead, depth = row_dims(x, op.attrs)
+    steps, per = prod(depth) // fmt.group, depth[-1] // fmt.group
     if fmt.bits == 16:
-        inner = "    acc += (int)x[t * 2] * (short)(word & 0xffff) + (int)x[t * 2 + 1] * (short)(word >> 16);\n"
+        inner = "    acc += (int)xs[0] * (short)(word & 0xffff) + (int)xs[1] * (short)(word >> 16);\n"
     else:
         parts = 8 // fmt.bits
         inner = (f"    for (int j = 0; j < {parts}; j++) for (int b = 0; b < 4; b++) {{\n"
                  f"      const int code = (int)(word >> (8 * b + {fmt.bits} * j)) & {(1 << fmt.bits) - 1};\n"
-                 f"      acc += (int)x[(t * {parts} + j) * 4 + b] * ({_value(fmt)});\n    }}\n")
+                 f"      acc += (int)xs[j * 4 + b] * ({_value(fmt)});\n    }}\n")
     kind = "short" if fmt.bits == 16 else "char"
     unit = "short" if fmt.bits == 16 else "uchar"
-    body = (f"  const uint row = g / {n}, col = g % {n};\n  x += ox + (ulong)row * {k};\n"
+    start, end = (_place("row", lead, t.element_strides) for t in (x, out))
+    run = f"t / {per}" if depth[:-1] else "0"
+    here = f"{_place(run, depth[:-1], x.element_strides[len(lead):])} + (long)({f't % {per}' if depth[:-1] else 't'}) * {fmt.group}"
+    body = (f"  const uint row = g / {n}, col = g % {n};\n  x += ox + {start};\n"
             f"  __global const uint *words = (__global const uint *)(w + ow) + (ulong)(col / {COLUMNS}) * {steps * COLUMNS} + col % {COLUMNS};\n"
-            f"  int acc = 0;\n  for (int t = 0; t < {steps}; t++) {{\n    const uint word = words[(ulong)t * {COLUMNS}];\n{inner}  }}\n  c[oc + g] = acc;\n")
-    return _kernel(body, f"__global int *c, const long oc, __global const {kind} *x, const long ox, __global const {unit} *w, const long ow", op, m * n, caps)
+            f"  int acc = 0;\n  for (int t = 0; t < {steps}; t++) {{\n    const uint word = words[(ulong)t * {COLUMNS}];\n    __global const {kind} *xs = x + {here};\n{inner}  }}\n  c[oc + {end} + (long)col * {out.element_strides[-1]}] = acc;\n")
+    return _kernel(body, f"__global int *c, const long oc, __global const {kind} *x, const long ox, __global const {unit} *w, const long ow", op, out.numel, caps)
+
+
+def _place(index: str, sizes, strides) -> str:
+    """The elements before position `index` of a row-major nest of dims."""
+    terms, inner = [], 1
+    for i in range(len(sizes) - 1, -1, -1):
+        at = f"({index}) / {inner}" if inner > 1 else f"({index})"
+        terms.append(f"(long)({at}{f' % {sizes[i]}' if i else ''}) * {strides[i]}")
+        inner *= sizes[i]
+    return " + ".join(terms) or "0"
 
 
 def pack_kernel(op: Op, caps: Caps) -> Kernel:

@@ -11,6 +11,7 @@ from . import (  # noqa: F401
     movement,
     nn,
     packed,
+    packed_conv,
     random,
     reduction,
     window,

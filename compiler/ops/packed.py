@@ -7,6 +7,7 @@ of the step. What is beyond k and n has the code of the value 0. So a vector of 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from math import prod
 
 from ..ir.types import BufferType, TensorType, f32, i8, i16, i32, row_major, u8, u32
 from .common import FRONT, LOOPS, S, count, need, row, tensor
@@ -248,20 +249,23 @@ row("tensor.pack", "The codes of a k x n matrix of small integers, 16 columns a 
 
 def _dot_packed(types, attrs, regions):
     count(2, types)
-    fmt, x, p = _format(attrs), tensor(types[0]), tensor(types[1], 1)
-    need(x.dtype is fmt.memory[1] and x.rank >= 1, f"expected {fmt.memory[1]}, got {x}", 0)
-    want = packed_shape(fmt, x.shape[-1], attrs["n"])
+    fmt, x, p, dims = _format(attrs), tensor(types[0]), tensor(types[1], 1), attrs.get("dims", 1)
+    need(x.dtype is fmt.memory[1] and x.rank >= dims >= 1, f"expected {fmt.memory[1]} of {dims} dims or more, got {x}", 0)
+    want = packed_shape(fmt, prod(x.shape[x.rank - dims:]), attrs["n"])
     need(p.dtype is fmt.memory[0] and tuple(p.shape) == want, f"expected {fmt.memory[0]}{list(want)}, got {p}", 1)
     need(x.shape[-1] % fmt.group == 0, f"rows of {fmt.name} come in groups of {fmt.group}, got {x.shape[-1]}", 0)
-    return [TensorType(i32, (*x.shape[:-1], attrs["n"]))]
+    at = attrs.get("at", x.rank - dims)
+    need(0 <= at <= x.rank - dims, f"the result has no dim {at}")
+    return [TensorType(i32, (*x.shape[:at], attrs["n"], *x.shape[at:x.rank - dims]))]
 
 
-row("tensor.dot_packed", "Rows of integers times n columns of packed codes, summed exactly in i32 (wrapping). No float, no multiplication but of small integers.", "x packed",
-    _dot_packed, INTEGERS, attrs={"format": " ".join(FORMATS), "n": "columns"},
+row("tensor.dot_packed", "Rows of integers, of x's last dims, times n columns of packed codes, summed exactly in i32 (wrapping). No float, no multiplication but of small "
+    "integers.", "x packed", _dot_packed, INTEGERS, attrs={"format": " ".join(FORMATS), "n": "columns", "dims": "optional: how many of x's last dims are summed over (1)",
+                                        "at": "optional: which dim of the result the columns are (the last)"},
     example='%y = tensor.dot_packed(%x, %p) {format = "ternary", n = 20} : i32[3,20]',
     samples=[S(("i8[3,32]", -128, 127), ("u8[2,2,64]", 0, 255), format=f, n=n) for f, n in (("ternary", 20),)]
     + [S(("i8[2,16]", -128, 127), ("u8[2,2,64]", 0, 255), format=f, n=20) for f in ("pow2", "int4")]
-    + [S(("i8[2,2,8]", -128, 127), ("u8[2,2,64]", 0, 255), format="int8", n=32), S(("i16[3,4]", -3000, 3000), ("i16[1,2,32]", -3000, 3000), format="int16", n=9)])
+    + [S(("i8[2,2,8]", -128, 127), ("u8[2,2,64]", 0, 255), format="int8", n=32), S(("i8[3,2,4]", -128, 127), ("u8[1,2,64]", 0, 255), format="int8", n=9, dims=2, at=0), S(("i16[3,4]", -3000, 3000), ("i16[1,2,32]", -3000, 3000), format="int16", n=9)])
 
 
 # ---- loop stage ------------------------------------------------------------------------------------------------------------
@@ -289,12 +293,19 @@ def _loop_contract(types, attrs, regions):
     count(3, types)
     out, x, p = (buffer(t, i) for i, t in enumerate(types))
     fmt = _format(attrs)
-    need(out.rank == 2 and x.rank == 2 and out.shape[0] == x.shape[0] and _fits(out, i32, out.shape) and _fits(x, fmt.memory[1], x.shape)
-         and x.shape[1] % fmt.group == 0,
-         f"expected i32[m,n] and {fmt.memory[1]}[m,k], k in groups of {fmt.group}; got {out} and {x}", 0, 1)
-    need(_fits(p, fmt.memory[0], packed_shape(fmt, x.shape[1], out.shape[1])), f"packed codes do not fit: {p}", 2)
+    rows, depth = row_dims(x, attrs)
+    need(rows and depth and out.rank == len(rows) + 1 and tuple(out.shape[:-1]) == rows and out.dtype is i32 and x.dtype is fmt.memory[1]
+         and x.shape[-1] % fmt.group == 0 and x.element_strides[-1] == 1,
+         f"expected i32[m..,n] and {fmt.memory[1]}[m..,k..], the last dim of neighbours and in groups of {fmt.group}; got {out} and {x}", 0, 1)
+    need(_fits(p, fmt.memory[0], packed_shape(fmt, prod(depth), out.shape[-1])), f"packed codes do not fit: {p}", 2)
     return []
 
 
-row("loop.contract_packed", "out[m,n] = x[m,k] times packed codes, as tensor.dot_packed. out overlaps no operand.", "out x packed", _loop_contract, NONE, stages=LOOPS,
-    attrs={"format": " ".join(FORMATS)}, pure=False, example='loop.contract_packed(%y, %x, %p) {format = "ternary"}')
+def row_dims(x: BufferType, attrs) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """The sizes of a loop.contract_packed's rows: of the dims that tell them apart, and of those that are summed over."""
+    at = x.rank - attrs.get("dims", 1)
+    return tuple(x.shape[:at]), tuple(x.shape[at:])
+
+
+row("loop.contract_packed", "out[m..,n] = x[m..,k..] times packed codes, as tensor.dot_packed; x may be a view whose rows overlap (windows). out overlaps no operand.",
+    "out x packed", _loop_contract, NONE, stages=LOOPS, attrs={"format": " ".join(FORMATS), "dims": "optional: how many of x's last dims are summed over (1)"}, pure=False, example='loop.contract_packed(%y, %x, %p) {format = "ternary"}')

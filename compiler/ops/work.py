@@ -131,8 +131,7 @@ class _Count:
         elif name == "loop.contract":
             self.contract(op, times, at)
         elif name == "loop.contract_packed":
-            (m, k), n = op.operands[1].type.shape, op.operands[0].type.shape[-1]
-            self.flops += times * 2.0 * m * k * n
+            self.flops += times * 2.0 * math.prod(op.operands[1].type.shape) * op.operands[0].type.shape[-1]
             self.whole(op, times)
         elif name in ("loop.copy", "loop.pack"):
             self.whole(op, times)
