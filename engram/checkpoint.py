@@ -48,6 +48,9 @@ def atomic_write(path: str | os.PathLike, data: Iterable[bytes] | bytes) -> None
             os.fsync(f.fileno())
         os.chmod(temporary, 0o666 & ~_umask())                          # mkstemp makes it private
         os.replace(temporary, path)
+    except OSError as e:                                                # a full disk: the error itself does not say where
+        os.unlink(temporary)
+        raise OSError(e.errno, e.strerror, str(path)) from None
     except BaseException:
         os.unlink(temporary)
         raise
@@ -79,6 +82,8 @@ def read(path: str | os.PathLike) -> dict[str, np.ndarray]:
     """All arrays of a safetensors file; CheckpointError where it is none."""
     from safetensors import SafetensorError, deserialize
     try:
+        if Path(path).is_char_device() or Path(path).is_block_device():
+            raise CheckpointError(f"cannot read {path}: it is a device")
         data = Path(path).read_bytes()
     except OSError as e:
         raise CheckpointError(f"cannot read {path}: {e.strerror}") from None
@@ -86,7 +91,8 @@ def read(path: str | os.PathLike) -> dict[str, np.ndarray]:
         tensors = deserialize(data)
     except (SafetensorError, ValueError) as e:
         hint = ": this is a PyTorch pickle, which could run code; convert it to safetensors" if data[:2] in (b"PK", b"\x80\x02") else f": {e}"
-        raise CheckpointError(f"{path} is not a safetensors file{hint}") from None
+        raise CheckpointError(f"{path} is damaged: its end is missing" if "not fully covered" in str(e) else
+                              f"{path} is not a safetensors file{hint}") from None
     out = {}
     for name, t in tensors:
         dtype = _dtype(t["dtype"])

@@ -1,6 +1,7 @@
 """What a training run leaves behind: metrics.json, pictures (drawn by plots.py), the weights."""
 from __future__ import annotations
 
+import errno
 import json
 import math
 from pathlib import Path
@@ -31,7 +32,10 @@ def _finite(v):
 def prepare(folder: Path) -> None:
     """Make the folder, and an OSError now, rather than after the training, where nothing can be written into it."""
     import tempfile
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except FileExistsError:
+        raise OSError(errno.ENOTDIR, "it is a file, not a folder", str(folder)) from None
     try:
         with tempfile.TemporaryFile(dir=folder):
             pass

@@ -101,11 +101,11 @@ def _bad_character(problem: BadCharacter, text: str) -> Diagnostic:
     code = f"U+{ord(ch):04X}"
     name = unicodedata.name(ch, "")
     if ch == "\0":
-        shown = "a NUL byte"
+        shown = "NUL byte"
     elif ch.isprintable() and ch < "\x7f":
         shown = f"`{ch}`"
     else:
-        shown = f"`{ch}` ({code} {name})" if ch.isprintable() else f"the character {code} {name}".rstrip()
+        shown = f"`{ch}` ({code} {name})" if ch.isprintable() else f"character {code} {name}".rstrip()
     hint = _CHARACTERS.get(ch)
     if ch == "!" and text[problem.offset + 1:problem.offset + 2] == "=":
         hint = None

@@ -18,6 +18,7 @@ MAX_THREADS = 1024
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; the exit status."""
     argv = list(sys.argv[1:] if argv is None else argv)
+    _open_streams()
     args = parser().parse_args(argv)                         # usage errors exit with 2 here
     try:
         return _command(args)
@@ -25,13 +26,25 @@ def main(argv: Sequence[str] | None = None) -> int:
         print("interrupted", file=sys.stderr)
         return INTERRUPTED
     except BrokenPipeError:                                  # `engram ir ... | head`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _mute()
         return OK
     except SystemExit:
         raise
     except BaseException as problem:
         from .errors import report
         return report(problem, argv, args)
+
+
+def _open_streams() -> None:
+    """Streams that the caller has closed (`engram run F >&-`) swallow what is written."""
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))
+
+
+def _mute() -> None:
+    """What is still to be written to standard output goes nowhere: else Python would fail again at its end."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _command(args: argparse.Namespace) -> int:

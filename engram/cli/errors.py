@@ -1,12 +1,15 @@
 """From an exception to what the user sees and an exit status. A bug of Engram leaves a reproducer file behind."""
 from __future__ import annotations
 
+import errno
 import os
 import sys
 import tempfile
 import traceback
 
 from . import BUG, OK, WRONG
+
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
 
 
 def colours(stream) -> bool:
@@ -33,6 +36,10 @@ def report(problem: BaseException, argv: list[str], args) -> int:
         return wrong("not enough memory")
     if isinstance(problem, OSError) and problem.filename is not None:
         return wrong(f"{problem.filename}: {problem.strerror}")
+    if isinstance(problem, OSError) and problem.errno in _FULL:                  # with files their names come along
+        from . import _mute
+        _mute()
+        return wrong(f"standard output: {problem.strerror}")
     return bug(problem, argv, args)
 
 

@@ -82,7 +82,11 @@ def train(program, name: str, overrides: dict, args) -> int:
     print(f"final  {numbers}  {where}  in {result.seconds:.2f} s" if numbers else f"done in {result.seconds:.2f} s")
     content = report.metrics(name, args.backend, trainer.threads, seed, result,
                              {"learned_from": len(learn), "held_out": len(held)})
-    files = report.write_results(out, content, trainer.values(), {"program": Path(program.file).name, "train": name})
+    results = content, trainer.values(), {"program": Path(program.file).name, "train": name}
+    try:
+        files = report.write_results(out, *results)
+    except OSError as e:                                     # hours of training may be in it
+        return _rescue(e, name, results)
     if profiler is not None:
         steps = _steps(plan, result, len(learn))
         measures = [p for p, _ in trainer._measures.values()]
@@ -101,6 +105,20 @@ def train(program, name: str, overrides: dict, args) -> int:
         print(f"wrote {', '.join(f.name for f in files)} to {out}{'' if args.out else ' (--out DIR writes elsewhere)'}")
     sys.stdout.flush()
     return INTERRUPTED if result.interrupted else OK
+
+
+def _rescue(problem: OSError, name: str, results: tuple) -> int:
+    """Results that do not fit where they were to go (a full disk) go to the folder for temporary files."""
+    import tempfile
+
+    from .. import report
+    from .errors import wrong
+    try:
+        place = Path(tempfile.mkdtemp(prefix=f"engram-{name}-"))
+        report.write_results(place, *results)
+    except OSError:
+        raise problem from None
+    return wrong(f"{problem.filename}: {problem.strerror}; the results are in {place} instead")
 
 
 def _profiler(args):
