@@ -19,7 +19,7 @@ SLICE = 0.12               # seconds that a side runs in one turn, where a unit 
 TURNS = (3, 15)            # at least and at most
 BUDGET = 6.0               # seconds that the turns of one workload may take, beyond the least number of them
 ROW_LIMITS = 0.3           # seconds for measuring the machine's limits before a row
-FIRST_TURNS = 2            # of first steps, each a process of its own
+FIRST_TURNS = 3            # of first steps, each a process of its own
 FIRST_MEMORY = 8           # times the parameters: about what the first step of any side takes
 
 
@@ -37,6 +37,16 @@ class Peer:
     @property
     def ratio(self) -> float | None:
         return statistics.median(self.ratios) if self.ratios else None
+
+
+@dataclass(frozen=True)
+class Bar:
+    """Something to be reached. `met` is None where it could not be seen; `limit`: what the machine's own limit, measured in the same run, comes
+    to, where that already falls short of it."""
+
+    what: str
+    met: bool | None
+    limit: str | None = None
 
 
 @dataclass
@@ -74,11 +84,12 @@ class Row:
             return None
         return statistics.median(self.shares) if self.shares else least / self.seconds
 
-    def bars(self, limits: Limits) -> list[tuple[str, bool | None]]:
-        """What had to be reached, and whether it was; None where it could not be seen."""
-        out: list[tuple[str, bool | None]] = []
-        value, found = self.value(self.seconds), {p.name: p.ratio for p in self.peers}
+    def bars(self, limits: Limits) -> list[Bar]:
+        """What had to be reached, and whether it was."""
+        out: list[Bar] = []
+        value, found, least = self.value(self.seconds), {p.name: p for p in self.peers}, self.limit(limits)
         for what, bar in self.workload.bars.items():
+            best = None                                      # what the machine's limit would give, of what the bar is about
             if what == "limit":
                 share = self.share(limits)
                 ok = None if share is None else share >= bar
@@ -87,10 +98,15 @@ class Row:
                 ok = None if theirs is None or self.memory is None else self.memory <= bar * theirs
             elif what in ("most", "least"):
                 ok = None if value is None else value <= bar if what == "most" else value >= bar
+                best = None if least is None else self.value(least)
+                beyond = best is not None and (best > bar if what == "most" else best < bar)
+                best = f"{best:.4g} {self.unit}" if beyond else None
             else:
-                r = found.get(what)
-                ok = None if r is None else r >= bar
-            out.append((self.workload.bar(what), ok))
+                peer = found.get(what)
+                ok = None if peer is None or peer.ratio is None else peer.ratio >= bar
+                if ok is not None and least is not None and peer.seconds / least < bar:
+                    best = f"{peer.seconds / least:.2f}x {what}"
+            out.append(Bar(self.workload.bar(what), ok, best if ok is False else None))
         return out
 
 
@@ -290,4 +306,4 @@ def _bytecode(folder: str, threads: int, backend: str) -> dict[str, str]:
     return env
 
 
-__all__ = ["PEERS", "Peer", "Row", "difference", "number", "run"]
+__all__ = ["PEERS", "Bar", "Peer", "Row", "difference", "number", "run"]

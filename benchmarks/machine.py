@@ -104,77 +104,45 @@ def _library():
     return load(_text(t), ["engram_peak_fma", "engram_peak_read", "engram_peak_triad"], target=t)
 
 
-def _text(t: CpuTarget) -> str:
-    lanes = t.lanes("f32")
-    v = f"<{lanes} x float>"
-    chains = CHAINS if t.registers >= 32 else 12
-    head = [f"%x{k} = phi {v} [ %start, %entry ], [ %y{k}, %loop ]" for k in range(chains)]
-    step = [f"%y{k} = call {v} @llvm.fma.v{lanes}f32({v} %x{k}, {v} %m, {v} %m)" for k in range(chains)] if t.fma else \
-        [f"%p{k} = fmul {v} %x{k}, %m\n  %y{k} = fadd {v} %p{k}, %m" for k in range(chains)]
-    total = ["%t0 = fadd " + v + " %y0, %y1"] + [f"%t{k} = fadd {v} %t{k - 1}, %y{k + 1}" for k in range(1, chains - 1)]
-    size = lanes * 4
-    unroll = 8
+def _loop(symbol: str, step: int, entry: list[str], phis: list[str], body: list[str], done: list[str]) -> str:
+    """`void symbol(i64 n, ptr a, ptr b, ptr c)`: the body for i = 0, step, ... below n."""
+    lines = ["entry:", *entry, "br label %loop", "loop:", "%i = phi i64 [ 0, %entry ], [ %next, %loop ]", *phis, *body, f"%next = add i64 %i, {step}",
+             "%more = icmp ult i64 %next, %n", "br i1 %more, label %loop, label %done", "done:", *done, "ret void"]
+    text = "\n".join(x if x.endswith(":") else f"  {x}" for x in lines)
+    return f"define void @{symbol}(i64 %n, ptr %a, ptr %b, ptr %c) #0 {{\n{text}\n}}"
 
-    def at(base: str, name: str, k: int) -> str:
-        return f"%{name}{k}i = add i64 %i, {k * size}\n  %{name}{k} = getelementptr i8, ptr {base}, i64 %{name}{k}i"
-    read_head = [f"%s{k} = phi {v} [ zeroinitializer, %entry ], [ %u{k}, %loop ]" for k in range(unroll)]
-    read = [f"{at('%a', 'p', k)}\n  %l{k} = load {v}, ptr %p{k}, align {size}\n  %u{k} = fadd {v} %s{k}, %l{k}" for k in range(unroll)]
-    read_total = ["%t0 = fadd " + v + " %u0, %u1"] + [f"%t{k} = fadd {v} %t{k - 1}, %u{k + 1}" for k in range(1, unroll - 1)]
-    triad = [f"{at('%a', 'pa', k)}\n  {at('%b', 'pb', k)}\n  {at('%c', 'pc', k)}\n  %b{k} = load {v}, ptr %pb{k}, align {size}\n"
-             f"  %c{k} = load {v}, ptr %pc{k}, align {size}\n  %m{k} = fmul {v} %c{k}, %k\n  %r{k} = fadd {v} %b{k}, %m{k}\n"
-             f"  store {v} %r{k}, ptr %pa{k}, align {size}" for k in range(unroll)]
-    nl = "\n  "
-    return f"""
-declare {v} @llvm.fma.v{lanes}f32({v}, {v}, {v})
-define void @engram_peak_fma(i64 %n, ptr %a, ptr %b, ptr %c) #0 {{
-entry:
-  %start = load {v}, ptr %b, align {size}
-  %m = load {v}, ptr %c, align {size}
-  br label %loop
-loop:
-  %i = phi i64 [ 0, %entry ], [ %next, %loop ]
-  {nl.join(head)}
-  {nl.join(step)}
-  %next = add i64 %i, 1
-  %more = icmp ult i64 %next, %n
-  br i1 %more, label %loop, label %done
-done:
-  {nl.join(total)}
-  store {v} %t{chains - 2}, ptr %a, align {size}
-  ret void
-}}
-define void @engram_peak_read(i64 %n, ptr %a, ptr %b, ptr %c) #0 {{
-entry:
-  br label %loop
-loop:
-  %i = phi i64 [ 0, %entry ], [ %next, %loop ]
-  {nl.join(read_head)}
-  {nl.join(read)}
-  %next = add i64 %i, {unroll * size}
-  %more = icmp ult i64 %next, %n
-  br i1 %more, label %loop, label %done
-done:
-  {nl.join(read_total)}
-  store {v} %t{unroll - 2}, ptr %b, align {size}
-  ret void
-}}
-define void @engram_peak_triad(i64 %n, ptr %a, ptr %b, ptr %c) #0 {{
-entry:
-  %first = load float, ptr %c, align 4
-  %one = insertelement {v} zeroinitializer, float 0x3FE0000000000000, i64 0
-  %k = shufflevector {v} %one, {v} zeroinitializer, <{lanes} x i32> zeroinitializer
-  br label %loop
-loop:
-  %i = phi i64 [ 0, %entry ], [ %next, %loop ]
-  {nl.join(triad)}
-  %next = add i64 %i, {unroll * size}
-  %more = icmp ult i64 %next, %n
-  br i1 %more, label %loop, label %done
-done:
-  ret void
-}}
-{t.fn_attrs}
-"""
+
+def _text(t: CpuTarget) -> str:
+    lanes, unroll = t.lanes("f32"), 8
+    v, size = f"<{lanes} x float>", lanes * 4
+
+    def total(name: str, n: int, to: str) -> list[str]:
+        """The sum of n accumulators, so that none is left out."""
+        sums = [f"%t0 = fadd {v} %{name}0, %{name}1", *(f"%t{k} = fadd {v} %t{k - 1}, %{name}{k + 1}" for k in range(1, n - 1))]
+        return [*sums, f"store {v} %t{n - 2}, ptr {to}, align {size}"]
+
+    def at(base: str, k: int) -> list[str]:
+        return [f"%{base}{k}i = add i64 %i, {k * size}", f"%{base}{k}p = getelementptr i8, ptr %{base}, i64 %{base}{k}i"]
+
+    def load(base: str, k: int) -> list[str]:
+        return [*at(base, k), f"%{base}{k} = load {v}, ptr %{base}{k}p, align {size}"]
+    fma, read, triad = [], [], []
+    for k in range(chains()):
+        fma += [f"%y{k} = call {v} @llvm.fma.v{lanes}f32({v} %x{k}, {v} %m, {v} %m)"] if t.fma else [f"%p{k} = fmul {v} %x{k}, %m", f"%y{k} = fadd {v} %p{k}, %m"]
+    for k in range(unroll):
+        read += [*load("a", k), f"%u{k} = fadd {v} %s{k}, %a{k}"]
+        triad += [*load("b", k), *load("c", k), f"%m{k} = fmul {v} %c{k}, %k", f"%r{k} = fadd {v} %b{k}, %m{k}", *at("a", k),
+                  f"store {v} %r{k}, ptr %a{k}p, align {size}"]
+    return "\n".join([
+        f"declare {v} @llvm.fma.v{lanes}f32({v}, {v}, {v})",
+        _loop("engram_peak_fma", 1, [f"%start = load {v}, ptr %b, align {size}", f"%m = load {v}, ptr %c, align {size}"],
+              [f"%x{k} = phi {v} [ %start, %entry ], [ %y{k}, %loop ]" for k in range(chains())], fma, total("y", chains(), "%a")),
+        _loop("engram_peak_read", unroll * size, [], [f"%s{k} = phi {v} [ zeroinitializer, %entry ], [ %u{k}, %loop ]" for k in range(unroll)], read,
+              total("u", unroll, "%b")),
+        _loop("engram_peak_triad", unroll * size,
+              ["%first = load float, ptr %c, align 4", f"%one = insertelement {v} zeroinitializer, float 0x3FE0000000000000, i64 0",
+               f"%k = shufflevector {v} %one, {v} zeroinitializer, <{lanes} x i32> zeroinitializer"], [], triad, []),
+        t.fn_attrs])
 
 
 def chains() -> int:

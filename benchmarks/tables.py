@@ -9,7 +9,7 @@ import subprocess
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from .compare import Peer, Row
+from .compare import Bar, Peer, Row
 from .machine import Limits
 
 HOW = """Each side runs in a process of its own, with the same weights and data (benchmarks/models.py), on the same processors. First the results
@@ -105,7 +105,19 @@ def line(row: Row, limits: Limits) -> str:
     share = row.share(limits)
     parts = [f"{w.name:18s} {text_of(row.value(row.seconds)):>7s} {row.unit:9s}", f"{share:6.1%} of the limit" if share and share >= 0.01 else " " * 19]
     parts += [f"{p.name} {text_of(row.value(p.seconds))} = {ratio_of(p)}" if p.ratio else f"{p.name}: {p.note or '-'}" for p in row.peers]
-    return "  ".join(parts) + "".join(f"  [{'met' if ok else 'MISSED'}: {what}]" for what, ok in row.bars(limits) if ok is not None)
+    return "  ".join(parts) + "".join(f"  [{_verdict(b)}]" for b in row.bars(limits) if b.met is not None)
+
+
+def _verdict(b: Bar) -> str:
+    if b.limit is not None:
+        return f"out of reach: {b.what}, the limit is {b.limit}"
+    return f"{'met' if b.met else 'MISSED'}: {b.what}"
+
+
+def _cell(b: Bar) -> str:
+    if b.met is None:
+        return f"{b.what} (not seen)"
+    return f"{b.what} {'✓' if b.met else '✗'}" + (f" (out of reach: the limit is {b.limit})" if b.limit is not None else "")
 
 
 # ---- files ----------------------------------------------------------------------------------------------------------------------
@@ -123,7 +135,7 @@ def markdown(r: Report) -> str:
         for p in row.peers:
             cells += [text_of(row.value(p.seconds)), ratio_of(p)]
         cells += [text_of(row.value(limit) if limit else None), f"{share:.0%}" if share and share >= 0.01 else "-",
-                  "; ".join(f"{what} {'✓' if ok else '✗' if ok is not None else '(not seen)'}" for what, ok in row.bars(r.limits)) or "-"]
+                  "; ".join(map(_cell, row.bars(r.limits))) or "-"]
         lines.append("| " + " | ".join(cells) + " |")
     notes = [f"* {row.workload.what}: {row.note}" for row in r.rows if row.note]
     notes += [f"* {row.workload.what}: {p.name}: {p.note}" for row in r.rows for p in row.peers if p.note]
@@ -149,7 +161,7 @@ def as_json(r: Report) -> dict:
              "spread": row.spread, "turns": row.turns, "peak_memory": row.memory, "limit_seconds": row.limit(r.limits), "read_bytes_per_s": (row.limits or r.limits).read,
              "fma_flops": (row.limits or r.limits).fma, "share_of_limit": row.share(r.limits),
              "flops": sum(p.flops for p in row.parts), "bytes": sum(p.bytes for p in row.parts), "peers": [peer(row, p) for p in row.peers],
-             "bars": [{"bar": what, "met": ok} for what, ok in row.bars(r.limits)], "note": row.note or None} for row in r.rows]
+             "bars": [{"bar": b.what, "met": b.met, "out_of_reach": b.limit} for b in row.bars(r.limits)], "note": row.note or None} for row in r.rows]
     x = r.limits
     return {"date": r.date, "machine": r.machine(), "backend": r.backend, "threads": r.threads, "versions": r.versions, "seconds": round(r.seconds, 1),
             "limits": {"fma_flops": x.fma, "fma_flops_one_thread": x.fma_one, "read_bytes_per_s": x.read, "triad_bytes_per_s": x.triad,
