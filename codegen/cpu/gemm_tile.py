@@ -86,16 +86,22 @@ class Tiles(Base):
 
         def at(i: int, j: int) -> tuple[str, str | None]:
             return f.gep(self.e, rows[i], str(j * self.w)), (last if i == h - 1 else masks)[j]
-        init, go = f.new_label("load"), f.new_label("go")
-        f.branch("%first", go, init)
+        init, fresh, go = f.new_label("load"), f.new_label("fresh"), f.new_label("go")
+        lines = range(0, nw * self.w, max(1, 64 // self.size))
+        f.branch("%first", fresh, init)
         f.label(init)
         loaded = [self.vload(f, *at(i, j)) for i in range(h) for j in range(nw)]
         for i in range(h):                                     # the next tile's sums: they were last used a block of k ago
-            for j in range(nw):
-                self.prefetch(f, f.gep(self.e, rows[i], str((nw + j) * self.w)))
+            for j in lines:
+                self.prefetch(f, f.gep(self.e, rows[i], str(nw * self.w + j)))
+        f.jump(go)
+        f.label(fresh)
+        for i in range(h):                                     # these sums' places: stores of lines that are not there would queue up
+            for j in lines:
+                self.prefetch(f, f.gep(self.e, rows[i], str(j)), write=True)
         f.jump(go)
         f.label(go)
-        start = [f.op(f"phi {self.v} [ zeroinitializer, %entry ], [ {x}, %{init} ]") for x in loaded]
+        start = [f.op(f"phi {self.v} [ zeroinitializer, %{fresh} ], [ {x}, %{init} ]") for x in loaded]
         # A's pointer and B's pointer advance; the accumulators stay in registers
         carried = [("ptr", "%a"), ("ptr", "%b"), *((self.v, x) for x in start)]
         walks = nw == self.t.nw and not packs
@@ -103,7 +109,6 @@ class Tiles(Base):
             carried += [("ptr", "%far"), ("ptr", "%far"), ("i64", "%lines")]
         ahead = f.imul("%ldb", str(PREFETCH // 2))
         eb = self.eb if packs else self.e
-        lines = range(0, nw * self.w, max(1, 64 // self.size))
 
         def step(a: str, b: str, acc: list[str], packed: str = "") -> list[str]:
             self.prefetch(f, f.gep(self.e, a, str(PREFETCH // 2 * h)))    # B's panels pass through L1 and push A's out
