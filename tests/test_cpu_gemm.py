@@ -151,6 +151,25 @@ def test_code_for_few_rows_is_for_programs_that_need_it(shape, few):
     np.testing.assert_allclose(program.call("f", [x, y])[0], x.astype("f8") @ y, rtol=0, atol=1e-4)
 
 
+@pytest.mark.parametrize("machine", MACHINES)
+@pytest.mark.parametrize("dtype", ["f32", "f64"])
+def test_an_a_packed_for_several_column_blocks(dtype, machine):
+    """Wide products keep A packed (several blocks of rows, k and columns); a few columns at a time, nothing is kept: the same bits."""
+    run, rng = Gemm(dtype, machine), np.random.default_rng(3)
+    t = gemm.tiling(_describe(machine), dtype)
+    m, n, k = t.mc + 15, 2 * t.nc + 7, t.kc + 9
+    assert 2 * -(-m // 2) * k <= t.kept_elements
+    for ta, tb in itertools.product((False, True), (False, True)):
+        a = random(rng, dtype, 1, 1, k, m).swapaxes(2, 3) if ta else random(rng, dtype, 1, 1, m, k)
+        b = random(rng, dtype, 1, 1, n, k).swapaxes(2, 3) if tb else random(rng, dtype, 1, 1, k, n)
+        c, narrow = np.full((1, 1, m, n), 77, a.dtype), np.full((1, 1, m, n), 55, a.dtype)
+        run(a, b, c)
+        for j in range(0, n, t.nc):
+            run(a, b[..., j:j + t.nc], narrow[..., j:j + t.nc])
+        assert c.tobytes() == narrow.tobytes(), (ta, tb)
+        np.testing.assert_allclose(c[0, 0, ::97], a[0, 0, ::97].astype(np.float64) @ b[0, 0], rtol=0, atol=k * 4 * np.finfo(a.dtype).eps)
+
+
 def walk_streams():
     """(the function that gives a tile its walk over an epilogue's streams, columns of a tile)."""
     from engram.codegen.cpu.compile import load

@@ -28,7 +28,7 @@ import functools
 import threading
 
 from .compile import Library, compile_many, submit
-from .gemm_base import ARG_INDEX, ARGS, CHUNK, FEW, Tiling, panel_at, panel_stride, scratch_bytes, symbol, tiling
+from .gemm_base import ARG_INDEX, ARGS, CHUNK, FEW, Tiling, scratch_bytes, symbol, tiling
 from .gemm_pack import Pack
 from .gemm_tile import Tile, Tiles, Walk, WalkSlot
 from .irtext import Fn
@@ -50,7 +50,6 @@ class _Gen(Pack, Tiles):
         f = Fn(self.m, f"internal void @single{'_tables' if tables else ''}(ptr %scratch, i64 %m, i64 %n, i64 %k, ptr %a, "
                        f"{kind} %ars, {kind} %acs, ptr %b, {kind} %brs, {kind} %bcs, ptr %c, i64 %ldc, i1 %overwrite, ptr %epi, ptr %env, i64 %b0, i64 %b1, i64 %row0, "
                        "i64 %col0, i1 %discard, ptr %streams)", "#2")
-        packed_a = "%scratch"
         slack = 64 * t.lanes
         packed_b = f.gep(e, "%scratch", str((t.mc + t.mr) * t.kc + slack))
         temporary = f.alloca(f"[{t.mr * t.nr} x {e}]") if not self.target.masked else ""
@@ -65,7 +64,7 @@ class _Gen(Pack, Tiles):
         has_epilogue = f.op("icmp ne ptr %epi, null")
         # sums that only the epilogue needs stay with the thread, unless later blocks of k add to them
         own = f.both("%discard", f.icmp("eq", blocks, "1"))
-        own_panel = f.gep(e, "%scratch", str(panel_at(t)))
+        own_panel = f.gep(e, "%scratch", str(t.panel_at))
         # B that few rows use and that already lies contiguous is read where it is, but for a ragged last panel
         few = f.icmp("sle", "%m", str(t.few_rows))
         direct, unit_b = "false", "false"
@@ -83,6 +82,10 @@ class _Gen(Pack, Tiles):
             along = f.both(direct, f.icmp("sle", "%m", str(t.mr)))
             nc = f.op(f"select i1 {along}, i64 {f.op('call i64 @llvm.smax.i64(i64 %n, i64 1)')}, i64 {nc}")
             own = f.both(own, f.icmp("sle", nc, str(t.nc)))
+        # an A that several column blocks use is packed for all of them, where there is memory for it
+        rows_a = f.imul(f.udiv(f.iadd("%m", "1"), "2"), "2")
+        keep = f.both(f.icmp("slt", nc, "%n"), f.icmp("sle", f.imul(rows_a, total), str(t.kept_elements)))
+        block_a = f.op(f"select i1 {keep}, ptr {f.gep(e, '%scratch', str(t.kept_at))}, ptr %scratch")
         with f.loop("0", "%n", nc) as jc:
             n_here = f.imin(nc, f.isub("%n", jc.index))
             # k == 0 still has to clear C: one turn with an empty block
@@ -109,25 +112,27 @@ class _Gen(Pack, Tiles):
                     if not tables and self.target.masked:
                         chunk = f.op(f"select i1 {f.icmp('eq', '%ars', '1')}, i64 {CHUNK}, i64 {k_here}")
                         chunk = f.op(f"call i64 @llvm.smax.i64(i64 {chunk}, i64 1)")
-                    with f.loop("0", k_here, chunk) as kk, f.loop("0", panels) as p:
-                        row, height, valid = panel(p.index)
-                        here = f.iadd(f.imul(row, k_here), f.imul(kk.index, height))
-                        if tables:
-                            src = (f"ptr %a, ptr {f.gep('i32', '%ars', f.iadd(ic.index, row))}, "
-                                   f"ptr {f.gep('i32', '%acs', pc.index)}")
-                        else:
-                            at = f.iadd(f.imul(row, "%ars"), f.imul(f.imul(kk.index, per), "%acs"))
-                            src = f"ptr {f.gep(self.ea, a_block, at)}, i64 %ars, i64 %acs"
-                        f.do(f"call void @pack_a{'_tables' if tables else ''}(ptr {f.gep(e, packed_a, here)}, "
-                             f"{src}, i64 {height}, i64 {f.imin(valid, height)}, i64 {f.imin(chunk, f.isub(k_here, kk.index))}"
-                             f"{f', i64 {f.isub(left, f.imul(kk.index, per))}' if self.pairs else ''})")
+                    packed_a = f.gep(e, block_a, f.op(f"select i1 {keep}, i64 {f.iadd(f.imul(pc.index, rows_a), f.imul(ic.index, k_here))}, i64 0"))
+                    with f.when(f.either(f.icmp("eq", jc.index, "0"), f.op(f"xor i1 {keep}, true"))):
+                        with f.loop("0", k_here, chunk) as kk, f.loop("0", panels) as p:
+                            row, height, valid = panel(p.index)
+                            here = f.iadd(f.imul(row, k_here), f.imul(kk.index, height))
+                            if tables:
+                                src = (f"ptr %a, ptr {f.gep('i32', '%ars', f.iadd(ic.index, row))}, "
+                                       f"ptr {f.gep('i32', '%acs', pc.index)}")
+                            else:
+                                at = f.iadd(f.imul(row, "%ars"), f.imul(f.imul(kk.index, per), "%acs"))
+                                src = f"ptr {f.gep(self.ea, a_block, at)}, i64 %ars, i64 %acs"
+                            f.do(f"call void @pack_a{'_tables' if tables else ''}(ptr {f.gep(e, packed_a, here)}, "
+                                 f"{src}, i64 {height}, i64 {f.imin(valid, height)}, i64 {f.imin(chunk, f.isub(k_here, kk.index))}"
+                                 f"{f', i64 {f.isub(left, f.imul(kk.index, per))}' if self.pairs else ''})")
                     # A's panel stays in L1 and B's come from L2, so C is walked along its rows: down its columns, a
                     # power-of-two row length would put every tile into the same few cache sets
                     with f.loop("0", panels) as p:
                         row, height, valid = panel(p.index)
                         a_panel = f.gep(e, packed_a, f.imul(row, k_here))
                         c_panel = f.op(f"select i1 {own}, ptr {own_panel}, ptr {f.gep(e, c_block, f.imul(row, '%ldc'))}")
-                        ldc = f.op(f"select i1 {own}, i64 {panel_stride(t)}, i64 %ldc")
+                        ldc = f.op(f"select i1 {own}, i64 {t.panel_stride}, i64 %ldc")
                         with f.loop("0", n_here, str(t.nr)) as j:
                             cols = f.imin(str(t.nr), f.isub(n_here, j.index))
                             packed = self.packed_panel(f, packed_b, j.index, k_here, direct)

@@ -69,6 +69,28 @@ class Tiling:
     def heights(self) -> range:
         return range(2, self.mr + 1, 2)
 
+    # the packing memory, in elements: a block of A, a block of B, then
+
+    @property
+    def panel_at(self) -> int:
+        """where a panel of C is kept that nobody needs but its epilogue,"""
+        return -(-((self.mc + self.nc + self.mr + self.nr) * self.kc + 3 * (64 * self.lanes + self.mr * self.nr)) // 64) * 64
+
+    @property
+    def panel_stride(self) -> int:
+        """from row to row of it (no power of two),"""
+        return self.nc + self.lanes
+
+    @property
+    def kept_at(self) -> int:
+        """where a whole packed A is kept,"""
+        return -(-(self.panel_at + self.mr * self.panel_stride + 64 * self.lanes) // 64) * 64
+
+    @property
+    def kept_elements(self) -> int:
+        """and how large that may be: eight rows of blocks."""
+        return 8 * self.mc * self.kc
+
 
 def tiling(target: CpuTarget, kind: str) -> Tiling:
     """Sizes that follow the register count and the caches."""
@@ -85,17 +107,7 @@ def tiling(target: CpuTarget, kind: str) -> Tiling:
 def scratch_bytes(target: CpuTarget, kind: str) -> int:
     """Packing memory one thread needs (64-byte aligned)."""
     t, size = tiling(target, kind), SIZE[dtypes_of(kind)[0]]
-    return (panel_at(t) + t.mr * panel_stride(t) + 64 * t.lanes) * size
-
-
-def panel_at(t: Tiling) -> int:
-    """Where in the packing memory (elements) a panel of C is kept that nobody needs but its epilogue."""
-    return -(-((t.mc + t.nc + t.mr + t.nr) * t.kc + 3 * (64 * t.lanes + t.mr * t.nr)) // 64) * 64
-
-
-def panel_stride(t: Tiling) -> int:
-    """From row to row of it: no power of two."""
-    return t.nc + t.lanes
+    return (t.kept_at + t.kept_elements + 64 * t.lanes) * size
 
 
 def symbol(kind: str) -> str:
