@@ -142,8 +142,9 @@ def keyed_value(el: Elaborator, key: Value, path: str, t: TensorType, init: A.Ex
     """An initial value whose draws use a key of this path."""
     frame = el.frame
     b = el.b(span)
-    frame.key = b.op("random.fold_in", [key, b.constant(path_number(path), TensorType(i64))]).result
-    frame.sites = 0
+    if not (init is None or isinstance(init, A.Int | A.Float)):                # a number draws nothing
+        frame.key = b.op("random.fold_in", [key, b.constant(path_number(path), TensorType(i64))]).result
+        frame.sites = 0
     return initial_value(el, t, init, scope, span, f"`{path}`")
 
 

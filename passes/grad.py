@@ -188,9 +188,11 @@ class Differentiator:
         prune(grads, outs)
         grads.append(Op("func.return", outs, loc=fwd.returns.loc))
         # What the adjoints need of the forward values: arguments as they are, the rest kept or computed again.
-        needed = [v for v in free_values(grads) if v not in set(seeds)]
+        seeded = set(seeds)
+        needed = [v for v in free_values(grads) if v not in seeded]
         kept, again = choose(needed, fwd.body, sources=())
-        used_args = [a for a in fwd.args if a in carry_over(needed, kept, again)]
+        carried = carry_over(needed, kept, again)
+        used_args = [a for a in fwd.args if a in carried]
         sources = [("arg", fwd.args.index(a)) for a in used_args]
         for v in kept:
             if v not in results:

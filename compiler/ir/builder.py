@@ -119,6 +119,8 @@ def _plain(value, dtype: DType):
     if dtype.is_bool:
         return bool(value)
     if dtype.is_float:
+        if (v := float(value)).is_integer() and abs(v) <= 256:       # every dtype has it
+            return v
         with np.errstate(over="ignore"):                       # beyond the dtype is infinity, as in arithmetic
             return float(np.asarray(float(value)).astype(dtype.numpy)) if dtype.bits < 64 else float(value)
     v = int(value)
