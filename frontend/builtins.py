@@ -40,6 +40,7 @@ def builtin_scope() -> Scope:
         builtins_nn,
         builtins_norm,
         builtins_reduce,
+        builtins_resize,
         builtins_shape,
     )
     scope = Scope(None, dict(TABLE))

@@ -336,7 +336,7 @@ for _n in (1, 2, 3):
     _adaptive_max(_n)
 
 
-# ---- windows as columns, nearest neighbours ---------------------------------------------------------------------------
+# ---- windows as columns ------------------------------------------------------------------------------------------------
 
 def _images(cx, x, rank: int) -> tuple[Value, bool]:
     x = cx.float(x)
@@ -373,16 +373,3 @@ def fold(cx, x, output_size, kernel_size, dilation=1, padding=0, stride=1):
     y = b.op("tensor.fold_windows", [w], {"size": size, "stride": st, "dilation": di, "shape": full}).result
     y = padded(b, y, [(-p, -p) for p in pad])
     return b.reshape(y, y.type.shape[1:]) if single else y
-
-
-@builtin("interpolate", "upsample_nearest")
-def upsample_nearest(cx, x, scale_factor):
-    """Each element of the last two dims repeated scale_factor times."""
-    b = cx.b
-    x = cx.tensor(x)
-    k = _spread(cx, scale_factor, 2, "scale_factor")
-    if x.type.rank < 2:
-        cx.fail(f"`{cx.name}` needs [.., H, W], got {describe(x)}", "x")
-    *lead, h, w = x.type.shape
-    y = b.broadcast(b.reshape(x, (*lead, h, 1, w, 1)), (*lead, h, k[0], w, k[1]))
-    return b.reshape(y, (*lead, h * k[0], w * k[1]))

@@ -18,7 +18,7 @@ from .parse import parse, parse_file, parse_library
 from .values import FnValue, LayerClass, Lazy, Namespace, RuleValue, Scope
 
 STD = Path(__file__).with_name("std")
-PRELUDE = ("init.nn", "optim.nn", "rules.nn", "rules_conv.nn", "augment.nn")
+PRELUDE = ("init.nn", "optim.nn", "rules.nn", "rules_conv.nn", "augment.nn", "functional.nn")
 _ITEM = re.compile(r"^(?:nonlocal[ \t]+)?(?:fn|rule|layer|let)[ \t]+(\w+)", re.M)
 
 

@@ -42,13 +42,21 @@ def fuse_block(block: Block) -> None:
             for r in op.regions:
                 fuse_block(r)
     graph = Graph(block)
+    if not _rewrite(block, graph, _grouped(graph)):
+        graph.far = True                               # rare: groups far apart, see Graph.cyclic
+        if not _rewrite(block, graph, _grouped(graph)):
+            raise ValueError("the groups depend on one another in a circle")
+
+
+def _grouped(graph: Graph) -> dict[Op, Cluster]:
+    """The cluster of every op that can be in one."""
     home: dict[Op, Cluster] = {}
     for op in graph.order:
         if graph.fusible(op):
             home[op] = Cluster.single(op, graph)
     _merge_along_edges(graph, home)
     _merge_siblings(graph, home)
-    _rewrite(block, graph, home)
+    return home
 
 
 def _merge_along_edges(graph: Graph, home: dict[Op, Cluster]) -> None:
@@ -88,8 +96,8 @@ def _try(a: Cluster, b: Cluster, graph: Graph, home: dict[Op, Cluster]) -> bool:
 # ---- writing the groups ------------------------------------------------------------------------------------------------
 
 
-def _rewrite(block: Block, graph: Graph, home: dict[Op, Cluster]) -> None:
-    """Replaces clusters by tensor.fused ops, keeping an order in which everything is defined before it is used."""
+def _rewrite(block: Block, graph: Graph, home: dict[Op, Cluster]) -> bool:
+    """Replaces clusters by tensor.fused ops, keeping an order in which everything is defined before it is used; False: there is none."""
     needed: dict[Value, None] = {}
     plain: set[Op] = set()
     todo: list[Value] = []
@@ -154,9 +162,10 @@ def _rewrite(block: Block, graph: Graph, home: dict[Op, Cluster]) -> None:
             if not waiting[u]:
                 heapq.heappush(ready, (place[u], number[u]))
     if done != len(everything):
-        raise ValueError("the groups depend on one another in a circle")
+        return False
     block.ops = out
     _replace(block, env)
+    return True
 
 
 def _replace(block: Block, env: dict[Value, Value]) -> None:

@@ -44,6 +44,7 @@ class Graph:
                 if source is not None:
                     self.users[source].append(op)
         self.copied: set[Op] = set()
+        self.far = False
         self._edges: dict[Op, list[Edge]] = {}
         self._find_copied()
         self.readers = {op: self._readers(op) for op in self.order if op not in self.copied}
@@ -153,8 +154,9 @@ class Graph:
         return ALIGNED
 
     def cyclic(self, a, b, home) -> bool:
-        """Whether a path leads from one cluster to the other through something that is in neither."""
-        last = max(max(self.position[o] for o in a.ops), max(self.position[o] for o in b.ops))
+        """Whether a path leads from one cluster to the other through something that is in neither.  The search ends behind the last op of the two, which
+        overlooks a way on through a later op of some group and back through another group's earlier op: with `far` it goes everywhere."""
+        last = len(self.order) if self.far else max(max(self.position[o] for o in a.ops), max(self.position[o] for o in b.ops))
         both = a.members | b.members
         seen: set[Op] = set()
         todo = [u for o in both for u in self.readers[o] if u not in both]

@@ -421,3 +421,42 @@ add(N, "nn.functional.scaled_dot_product_attention", _sdpa)
 
 for _n in _names("uniform normal bernoulli multinomial randn randint rand_like randn_like nn.functional.dropout2d nn.functional.alpha_dropout"):
     SKIPPED[_n] = "random numbers: counter-based, other bits than PyTorch's; their distributions and bits are tested elsewhere"
+
+
+# ---- the library's functions (std/functional.nn) and resizing ----------------------------------------------------------------
+
+L = "library"
+
+
+def _ranks(low: int, inner: Callable) -> Callable:
+    """The library's functions say how many dimensions they take."""
+    def write(w, x, args, kwargs):
+        if x.dim() < low:
+            raise Inexpressible(f"fewer than {low} dimensions")
+        return inner(w, x, args, kwargs)
+    return write
+
+
+OLD_REDUCTION = "size_average reduce"
+add(L, "nn.functional.cosine_similarity", _default_dim(call("cosine_similarity", "x2 dim eps"), 1))
+add(L, "nn.functional.pairwise_distance", call("pairwise_distance", "x2 p eps keepdim"))
+add(L, "dist", call("dist", "y p"))
+for _n, _p in {"margin_ranking_loss": "x2 target margin", "soft_margin_loss": "target", "hinge_embedding_loss": "target margin",
+               "cosine_embedding_loss": "x2 target margin", "triplet_margin_loss": "positive negative margin p eps swap",
+               "multilabel_soft_margin_loss": "target weight",
+               "poisson_nll_loss": "target log_input full size_average eps", "gaussian_nll_loss": "target var full eps"}.items():
+    add(L, f"nn.functional.{_n}", call(_n, _p, drop=OLD_REDUCTION))
+for _n in _names("pixel_shuffle pixel_unshuffle channel_shuffle"):
+    add(L, f"nn.functional.{_n}", call(_n, "groups" if _n == "channel_shuffle" else "r", upscale_factor="r", downscale_factor="r"))
+add(L, "nn.functional.multi_margin_loss", _ranks(2, call("multi_margin_loss", "target p margin weight", drop=OLD_REDUCTION)))
+add(L, "logcumsumexp", _ranks(1, call("logcumsumexp", "dim")))
+add(L, "nn.functional.local_response_norm", call("local_response_norm", "size alpha beta k"))
+for _n, _p in {"logaddexp": "y", "logaddexp2": "y", "logit": "eps", "xlogy": "y", "sinc": "", "addcmul": "tensor1 tensor2", "addcdiv": "tensor1 tensor2",
+               "deg2rad": "", "rad2deg": "", "isclose": "y rtol atol equal_nan", "fliplr": "", "flipud": "", "mv": "y",
+               }.items():
+    add(L, _n, call(_n, _p, other="y", vec="y"))
+add(L, "linalg.cross", call("cross", "y dim", other="y"))
+for _v in _names("nearest linear bilinear bicubic trilinear area nearest-exact"):
+    add(L, "nn.functional.interpolate", call("interpolate", "size scale_factor mode align_corners recompute_scale_factor", drop="antialias"), variant=_v)
+add(L, "nn.functional.upsample_nearest", call("upsample_nearest", "size scale_factor"))
+add(L, "nn.functional.upsample_bilinear", call("upsample_bilinear", "size scale_factor"))
