@@ -72,6 +72,15 @@ class CompiledProgram:
     def __dir__(self):
         return sorted({*object.__dir__(self), *self._program.functions})
 
+    def __copy__(self) -> CompiledProgram:
+        return self                                          # it does not change
+
+    def __deepcopy__(self, memo) -> CompiledProgram:
+        return self
+
+    def __reduce_ex__(self, protocol):
+        raise TypeError("an engram program cannot be pickled: it is compiled code; keep its text and compile that again")
+
     def __repr__(self) -> str:
         return f"<engram program {self._program.file}: {', '.join(self._program.functions) or 'no functions'}; {self._backend}>"
 
@@ -110,8 +119,14 @@ class CompiledProgram:
     def vmap(self, name: str, in_dims: int | Sequence[int | None] = 0, out_dims: int = 0) -> Function:
         """The function for every index along a dim of its arguments: `in_dims` is one dim for all arrays, or one per parameter (None: not
         mapped); the results are stacked along `out_dims`."""
-        dims = ("all", in_dims) if isinstance(in_dims, int) else ("each", *in_dims)
-        return self._function(name, kind="vmap", wrt=(*dims, out_dims))
+        each = list(in_dims) if isinstance(in_dims, list | tuple) else [in_dims]
+        for d in each:
+            if not isinstance(d, int | np.integer) and (d is not None or in_dims is None):
+                raise TypeError(f"in_dims: expected a whole number, or one or None for each parameter, got {in_dims!r}")
+        if not isinstance(out_dims, int | np.integer):
+            raise TypeError(f"out_dims: expected a whole number, got {out_dims!r}")
+        dims = ("each" if isinstance(in_dims, list | tuple) else "all", *(None if d is None else int(d) for d in each))
+        return self._function(name, kind="vmap", wrt=(*dims, int(out_dims)))
 
     def _derivative(self, name: str, kind: str, wrt) -> Function:
         f = self._function(name)
@@ -278,7 +293,7 @@ def _type_of(p, value, arrays: list, ranked: bool = True) -> Any:
     from .frontend import ast as A
     t = p.type
     if t is None:
-        return value.item() if isinstance(value, np.generic) else value
+        return plain_value(p.name, value)
     if isinstance(t, A.TupleType):
         if not isinstance(value, tuple | list) or len(value) != len(t.items):
             raise ArgumentError(f"argument {p.name}: expected a tuple of {len(t.items)}")
@@ -291,6 +306,20 @@ def _type_of(p, value, arrays: list, ranked: bool = True) -> Any:
         return _tensor_type(a)
     raise ArgumentError(f"argument {p.name}: a parameter of this kind cannot be passed from Python yet; write a function of the program "
                         "that calls this one")
+
+
+def plain_value(name: str, value) -> Any:
+    """A compile-time value: NumPy's numbers as Python's; ArgumentError for what the language has no such values of."""
+    if isinstance(value, np.generic) or isinstance(value, np.ndarray) and value.ndim == 0:
+        value = value.item()
+    if isinstance(value, np.ndarray):
+        raise ArgumentError(f"argument {name}: what is known when compiling is a number, text, True or False, None or a list of such, "
+                            f"got an array of shape {list(value.shape)}; only a parameter with a type takes arrays")
+    if isinstance(value, list | tuple):
+        return (list if isinstance(value, list) else tuple)(plain_value(f"{name}[{k}]", v) for k, v in enumerate(value))
+    if isinstance(value, dict | set | bytes | bytearray | complex):
+        raise ArgumentError(f"argument {name}: expected a number, text, True or False, None or a list, got {type(value).__name__}")
+    return value
 
 
 def check_rank(name: str, t, a: np.ndarray) -> None:

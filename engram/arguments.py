@@ -81,6 +81,8 @@ def _array(name: str, value: Any) -> np.ndarray:
     if isinstance(value, str | bytes) or value is None or callable(value):
         raise ArgumentError(f"argument {name}: expected numbers, got {type(value).__name__} {value!r}" if not callable(value)
                             else f"argument {name}: expected numbers, got a function")
+    if isinstance(value, np.ma.MaskedArray) and np.ma.is_masked(value):
+        raise ArgumentError(f"argument {name}: a masked array, and what its mask hides would be taken for numbers; fill it first: a.filled(0)")
     try:
         a = np.asarray(value)
     except (ValueError, TypeError, OverflowError) as e:
@@ -89,7 +91,7 @@ def _array(name: str, value: Any) -> np.ndarray:
         raise ArgumentError(f"argument {name}: integers too large for 64 bits, or rows of different lengths")
     if dtype_name(a.dtype) is None:
         raise ArgumentError(f"argument {name}: expected numbers, got {a.dtype}" if a.dtype.kind != "O"
-                            else f"argument {name}: expected numbers, got {type(value).__name__}")
+                            else f"argument {name}: expected numbers, got {'an array of Python objects' if isinstance(value, np.ndarray) else type(value).__name__}")
     if not a.dtype.isnative:
         a = a.astype(a.dtype.newbyteorder("="))
     return a

@@ -91,7 +91,7 @@ def read(path: str | os.PathLike) -> dict[str, np.ndarray]:
         tensors = deserialize(data)
     except (SafetensorError, ValueError) as e:
         hint = ": this is a PyTorch pickle, which could run code; convert it to safetensors" if data[:2] in (b"PK", b"\x80\x02") else f": {e}"
-        raise CheckpointError(f"{path} is damaged: its end is missing" if "not fully covered" in str(e) else
+        raise CheckpointError(f"{path} is not a safetensors file, or a damaged one: its header and its length do not agree" if "not fully covered" in str(e) else
                               f"{path} is not a safetensors file{hint}") from None
     out = {}
     for name, t in tensors:

@@ -5,7 +5,7 @@ which no user has ever seen, becomes one in `<argument loss>`, with the argument
 """
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import NamedTuple
@@ -107,8 +107,16 @@ class CompiledFit:
             raise ValueError("compile needs a loss, or learn={...}")
         if isinstance(metrics, str):
             raise TypeError(f'metrics: expected a list, as in metrics=["{metrics}"]')
-        named = metrics.items() if isinstance(metrics, Mapping) else ((str(m), m) for m in metrics)
+        if not isinstance(metrics, Mapping | Sequence | type(None)):
+            raise TypeError(f'metrics: expected a list or {{name: eg.expr("...")}}, got {metrics!r}')
+        named = metrics.items() if isinstance(metrics, Mapping) else ((m, m) for m in metrics or ())
         for name, m in named:
+            if name is m and not isinstance(m, str):
+                why = "a Python function cannot be compiled; write it in the program and give its name" if isinstance(m, Callable) else \
+                    f"expected names, or {{name: eg.expr(...)}}, got {m!r}"
+                raise TypeError(f"metrics: {why}")
+            if not isinstance(name, str):
+                raise TypeError(f"metrics: {name!r} cannot be a metric's name: expected text")
             table = {**METRICS, "accuracy": _BINARY_ACCURACY} if loss == "bce_with_logits" else METRICS
             if not name.isidentifier() or name == "loss":
                 raise ValueError(f"metrics: {name!r} cannot be a metric's name" + ("" if name == "loss" else "; use {name: eg.expr(...)}"))

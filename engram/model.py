@@ -24,6 +24,7 @@ from .api import (
     checked_threads,
     entry_arguments,
     plain_key,
+    plain_value,
     same,
 )
 from .arguments import KINDS, ArgumentError, to_array
@@ -99,8 +100,9 @@ class Model:
         from .cheap import checked, weight_argument
         from .frontend import instantiate
         self._quantize = checked(quantize)
-        args, kwargs = tuple(map(weight_argument, args)), {k: weight_argument(v) for k, v in kwargs.items()}
-        self._backend, self._threads, self.seed = checked_backend(backend), checked_threads(threads), int(seed)
+        args = tuple(weight_argument(plain_value(f"{i + 1} of {layer}", v)) for i, v in enumerate(args))
+        kwargs = {k: weight_argument(plain_value(k, v)) for k, v in kwargs.items()}
+        self._backend, self._threads, self.seed = checked_backend(backend), checked_threads(threads), _seed(seed)
         self._program, self._source = load_with_text(path_or_source)
         checked_program(self._program)
         self._layer, self._args, self._kwargs = layer, args, kwargs
@@ -118,6 +120,21 @@ class Model:
         self._caches: dict[str, np.ndarray] = {}
         self._calls = 0
         self.reset(seed)
+
+    def __copy__(self) -> Model:
+        """Another model with these values; compiled code is shared, an optimizer begins anew."""
+        other = object.__new__(type(self))
+        other.__dict__.update(self.__dict__)
+        other._replace([v.copy() for v in self._values])
+        other._caches = {k: v.copy() for k, v in self._caches.items()}
+        other._forwards, other._plain, other._trainer_key, other._block = dict(self._forwards), dict(self._plain), None, None
+        return other
+
+    def __deepcopy__(self, memo) -> Model:
+        return self.__copy__()
+
+    def __reduce_ex__(self, protocol):
+        raise TypeError("an engram.Model cannot be pickled: it holds compiled code; save(path) writes its values, load(path) reads them")
 
     def __repr__(self) -> str:
         return f"<engram.Model {self._text()}: {self.count:,} parameter{'s' * (self.count != 1)}; {self._backend}>"
@@ -138,7 +155,7 @@ class Model:
         from .frontend import elaborate_init
         from .train import key_of
         if seed is not None:
-            self.seed = int(seed)
+            self.seed = _seed(seed)
         e = elaborate_init(self._instance)
         self._replace(make(e.module, e.entry, key_of(self.seed, 1), self._backend,
                            lambda m: driver.build(m, self._backend, threads=self._threads)))
@@ -261,16 +278,16 @@ class Model:
             return tuple(np.concatenate(column) for column in zip(*parts))
         return np.concatenate(parts)
 
-    def _inputs(self, x) -> np.ndarray:
+    def _inputs(self, x, name: str = "x") -> np.ndarray:
         forward = self._instance.forward
         if forward is None or not forward.decl.params:
             raise TypeError(f"layer {self._layer} cannot be called with one input")
         p = forward.decl.params[0]
-        a = to_array("x", x, _declared(p.type))
+        a = to_array(name, x, _declared(p.type))
         if a.ndim == 0 or not len(a):
-            raise ArgumentError(f"argument x: expected one row per sample, got shape {list(a.shape)}")
+            raise ArgumentError(f"argument {name}: expected one row per sample, got shape {list(a.shape)}")
         if p.type is not None and getattr(p.type, "dims", None) is not None:
-            check_rank("x", p.type, a)
+            check_rank(name, p.type, a)
         return a
 
     # -- training
@@ -297,6 +314,7 @@ class Model:
         """
         _positive("epochs", epochs)
         _positive("batch_size", batch_size)
+        callbacks = _callbacks(callbacks)
         fields = self._fields(x, y)
         held = None
         n = len(fields["x"])
@@ -304,9 +322,12 @@ class Model:
             if not isinstance(validation_data, tuple | list) or len(validation_data) != 2:
                 raise ArgumentError("validation_data: expected (x, y)")
             held = self._fields(*validation_data, names=("validation x", "validation y"))
+            for k, v in held.items():
+                if v.shape[1:] != fields[k].shape[1:] or v.dtype != fields[k].dtype:
+                    raise ArgumentError(f"argument validation {k}: expected {_samples(fields[k])} as {k} has, got {_samples(v)}")
         elif validation_split:
-            if not 0 < validation_split < 1:
-                raise ArgumentError(f"validation_split: expected a share between 0 and 1, got {validation_split}")
+            if isinstance(validation_split, bool) or not isinstance(validation_split, float | int | np.floating) or not 0 < validation_split < 1:
+                raise ArgumentError(f"validation_split: expected a share between 0 and 1, got {validation_split!r}")
             cut = n - round(n * validation_split)
             if not 0 < cut < n:
                 from .progress import counted
@@ -348,7 +369,7 @@ class Model:
         return {k: measured[k] for k in sorted(measured, key=lambda k: k != "loss")}
 
     def _fields(self, x, y, names: tuple[str, str] = ("x", "y")) -> dict[str, np.ndarray]:
-        x = self._inputs(x)
+        x = self._inputs(x, names[0])
         y = to_array(names[1], y, "num")
         if y.dtype == np.float64:
             y = to_array(names[1], y, "f32")
@@ -442,6 +463,26 @@ def _size(n: int) -> str:
             return f"{n:,.0f} {unit}" if unit == "bytes" else f"{n:,.1f} {unit}"
         n /= 1024
     return f"{n:,.2f} GB"
+
+
+def _samples(a: np.ndarray) -> str:
+    from .arguments import dtype_name
+    return f"samples of {dtype_name(a.dtype)}{list(a.shape[1:])}"
+
+
+def _seed(value) -> int:
+    if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < 0:
+        raise ArgumentError(f"seed: expected a whole number from 0, got {value!r}")
+    return int(value)
+
+
+def _callbacks(given) -> list:
+    """A list of functions or of objects with on_epoch_end; one alone is a list of one."""
+    out = [given] if callable(given) or hasattr(given, "on_epoch_end") else list(given) if isinstance(given, Sequence) else None
+    bad = [given] if out is None else [c for c in out if not callable(c) and not hasattr(c, "on_epoch_end")]
+    if bad:
+        raise ArgumentError(f"callbacks: expected functions (epoch, logs) or objects with on_epoch_end, got {bad[0]!r}")
+    return out
 
 
 def _positive(name: str, value) -> None:

@@ -15,12 +15,22 @@ def load_program(path_or_source, text: str | None = None):
     """Read and parse a program and what it imports."""
     from .compiler import ops  # noqa: F401  (registers the op table)
     from .frontend import load
-    return load(path_or_source, text)
+    return load(path_or_source if text is not None else checked_source(path_or_source), text)
+
+
+def checked_source(path_or_source) -> str:
+    """A path or a program's text, as text; TypeError, ValueError for what is neither."""
+    source = os.fspath(path_or_source) if isinstance(path_or_source, os.PathLike) else path_or_source
+    if not isinstance(source, str):
+        raise TypeError(f"expected the path of a .nn file or a program's text, got {type(source).__name__}")
+    if not source.strip():
+        raise ValueError("expected the path of a .nn file or a program's text, got an empty one")
+    return source
 
 
 def load_with_text(path_or_source) -> tuple[Any, str]:
     """A program and its own text, for whoever wants to add to it. A text has a newline or a brace in it; all else is a path."""
-    source = os.fspath(path_or_source)
+    source = checked_source(path_or_source)
     if "\n" in source or "{" in source:
         return load_program("<string>", source), source
     from .frontend.parse import read_source

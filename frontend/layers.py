@@ -55,11 +55,15 @@ def instantiate(el: Elaborator, cls: LayerClass, ca: CallArgs, span: Span) -> La
             if has_layers(v):
                 inst.children[name] = v
         el.active.append((ident, cls.name, span))
+        before = len(el.diags.items)
         try:
             for item in decl.items:
                 add_item(el, inst, item, scope)
         finally:
             el.active.pop()
+            for d in el.diags.items[before:]:                  # in another file (the library), on account of the arguments
+                if d.span is not None and d.span.file != span.file and not any(text.endswith("is made here") for _, text in d.notes):
+                    d.notes.append((span, f"layer `{cls.name}` is made here"))
     seen: dict[int, int] = {}
     inst.key = (id(decl), tuple(static_key(v, seen) for v in inst.args.values()))
     return inst
@@ -145,6 +149,9 @@ def cell_type(el: Elaborator, t: A.Type, scope: Scope, span: Span, open_dims: bo
         if u.name.startswith(".."):
             el.fail(t.span, "`..` cannot stand here: the size of a layer's own tensors has to be known")
         where = next((n.span for n in A.walk(t) if isinstance(n, A.Name) and n.id == u.name), t.span)
+        known = scope.lookup(u.name)
+        if known is not MISSING:
+            el.fail(where, f"`{u.name}` is {describe(known)}, so it cannot be a size", hint="a size is a whole number known when compiling")
         raise not_found(u.name, where, scope, "size") from None
 
 

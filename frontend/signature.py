@@ -123,6 +123,9 @@ class Signature:
         if type(node) is A.Name:
             n = self.dim_value(node.id)
             if n is None:
+                own = self.scope.names.get(node.id)              # an untyped parameter of the same name
+                if isinstance(own, float | str | bool | list | tuple):
+                    self.el.fail(node.span, f"`{node.id}` is {describe(own)}, so it cannot be a size", hint="a size is a whole number known when compiling")
                 self.dims[node.id] = actual
                 self.origins[node.id] = origin
                 return True

@@ -11,6 +11,7 @@ from ..compiler.ir.opdef import TypeMismatch
 from .calls import call, make_func
 from .elaborator import Elaborator
 from .frame import Frame
+from .operations import count_text
 from .tensors import as_tensor, is_weak
 from .trees import flatten, unflatten
 from .values import CallArgs, LayerInstance, Transform, Tree, describe, type_text
@@ -31,7 +32,7 @@ class Vmap(Transform):
         dims = self.in_dims
         if isinstance(dims, list | tuple):
             if len(dims) != len(args.pos):
-                el.fail(span, f"`in_dims` has {len(dims)} entries for {len(args.pos)} arguments")
+                el.fail(span, f"`in_dims` has {len(dims)} entr{'y' if len(dims) == 1 else 'ies'} for {count_text(len(args.pos), 'argument')}")
         else:
             dims = [dims] * len(args.pos)
         leaves: list[Value] = []
@@ -105,10 +106,14 @@ class Vmap(Transform):
         for op in frame.block.walk():
             op.operands = [shared.get(v, v) for v in op.operands]
         results = [shared.get(v, v) for v in results]
-        out_dim = self.out_dims if isinstance(self.out_dims, int) else 0
+        out_dim = self.out_dims
+        if isinstance(out_dim, bool) or not isinstance(out_dim, int):
+            el.fail(span, f"`out_dims` is a whole number, got {describe(out_dim)}")
         func = make_func(el, frame, "vmap", [*inner, *shared.values()], results, span)
         types, out_dims = [], []
         for r in results:
+            if not -r.type.rank - 1 <= out_dim <= r.type.rank:
+                el.fail(span, f"`out_dims` is {out_dim}, but with the mapped one the result has {count_text(r.type.rank + 1, 'dimension')}")
             k = out_dim % (r.type.rank + 1)
             types.append(r.type.with_shape((*r.type.shape[:k], size, *r.type.shape[k:])))
             out_dims.append(k)

@@ -26,7 +26,7 @@ def test_wrong_dims_are_errors():
     p = eg.compile(SOURCE)
     with pytest.raises(Exception, match="the mapped dimensions differ: 5 and 3"):
         p.vmap("f")(np.ones((5, 3)), np.ones((3, 2)))
-    with pytest.raises(Exception, match="1 entries for 2 arguments"):
+    with pytest.raises(Exception, match="1 entry for 2 arguments"):
         p.vmap("f", in_dims=(0,))(np.ones((5, 3)), np.ones((3, 2)))
     with pytest.raises(AttributeError, match="no function 'g'"):
         p.vmap("g")

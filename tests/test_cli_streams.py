@@ -73,7 +73,7 @@ def test_weights_that_are_cut_short_or_no_file(tmp_path, capsys):
     assert main(["run", DIGITS, "-q", "--set", "epochs=1", "--out", str(tmp_path)]) == 0
     whole = (tmp_path / "weights.safetensors").read_bytes()
     (tmp_path / "cut.safetensors").write_bytes(whole[:-1000])
-    for weights, message in ((str(tmp_path / "cut.safetensors"), "is damaged: its end is missing"), ("/dev/zero", "it is a device")):
+    for weights, message in ((str(tmp_path / "cut.safetensors"), "a damaged one: its header and its length do not agree"), ("/dev/zero", "it is a device")):
         assert main(["run", DIGITS, "-q", "--weights", weights, "--out", str(tmp_path / "o")]) == 1
         assert message in capsys.readouterr().err
     assert not (tmp_path / "o").exists()
