@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import json
 import os
+import stat
 import tempfile
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -46,7 +47,7 @@ def atomic_write(path: str | os.PathLike, data: Iterable[bytes] | bytes) -> None
                 f.write(piece)
             f.flush()
             os.fsync(f.fileno())
-        os.chmod(temporary, 0o666 & ~_umask())                          # mkstemp makes it private
+        os.chmod(temporary, _mode(path))                                # mkstemp makes it private
         os.replace(temporary, path)
     except OSError as e:                                                # a full disk: the error itself does not say where
         os.unlink(temporary)
@@ -56,10 +57,14 @@ def atomic_write(path: str | os.PathLike, data: Iterable[bytes] | bytes) -> None
         raise
 
 
-def _umask() -> int:
-    mask = os.umask(0o022)
-    os.umask(mask)
-    return mask
+def _mode(path: Path) -> int:
+    """That of the file which is replaced; of a new one as the umask wants it."""
+    try:
+        return stat.S_IMODE(path.stat().st_mode)
+    except OSError:
+        mask = os.umask(0o022)
+        os.umask(mask)
+        return 0o666 & ~mask
 
 
 def write(path: str | os.PathLike, arrays: Mapping[str, np.ndarray], metadata: Mapping[str, str] | None = None) -> None:

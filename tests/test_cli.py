@@ -82,6 +82,17 @@ def test_the_examples_are_formatted(file):
     assert main(["fmt", "--check", str(file)]) == 0
 
 
+def test_fmt_keeps_the_mode_of_a_file_and_leaves_one_alone_that_may_not_be_written(tmp_path, capsys, monkeypatch):
+    file = tmp_path / "a.nn"
+    file.write_text("let  a=1\n")
+    file.chmod(0o750)
+    monkeypatch.setattr("os.access", lambda path, mode: False)           # (root may write to everything)
+    assert main(["fmt", str(file)]) == 1 and file.read_text() == "let  a=1\n"
+    assert capsys.readouterr().err == f"error: {file}: it may not be written to\n"
+    monkeypatch.undo()
+    assert main(["fmt", str(file)]) == 0 and file.read_text() == "let a = 1\n" and file.stat().st_mode & 0o777 == 0o750
+
+
 def test_fmt_reads_standard_input():
     r = engram("fmt", "-", input="let  a=1\n")
     assert (r.returncode, r.stdout) == (0, "let a = 1\n")

@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -161,6 +162,8 @@ def fmt_command(args) -> int:
                 status = wrong(f"{file} is not formatted")
         elif file == "-":
             sys.stdout.write(new)
+        elif new != text and not os.access(file, os.W_OK):                 # replacing it would succeed all the same
+            status = wrong(f"{file}: it may not be written to")
         elif new != text:
             atomic_write(Path(file).resolve(), new.encode())
             print(f"formatted {file}")
