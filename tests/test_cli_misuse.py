@@ -62,6 +62,7 @@ def place(tmp_path, monkeypatch):
     (["ir", "good.nn", "--dims", "n=99999999999999999999"], "is too large: no machine holds that many elements"),
     (["diff", "good.nn", "--backends", "foo"], "unknown backend 'foo'"),
     (["diff", "good.nn", "--backends", ","], "--backends names none"),
+    (["diff", "good.nn", "--backends", "cpu,cpu"], "--backends names only cpu: one to compare with is missing"),
     (["opt", "good.nn", "-p", "cse"], "good.nn: 1:"),
     (["opt", "-p", "cse"], "which file?"),
     (["opt", "bytes.nn", "-p", "cse"], "bytes.nn: 'utf-8' codec can't decode byte 0xff"),
@@ -80,7 +81,7 @@ def test_status_1_and_a_message(place, argv, wanted, capsys):
 
 
 @pytest.mark.parametrize("argv", [["run", DIGITS, "--threads", "100000"], ["run", DIGITS, "--threads", "-1"], ["run", DIGITS, "--threads", "9" * 40],
-                                  ["run", DIGITS, "--backend", ""], ["check"], ["fmt"], ["ir"], ["diff", "good.nn", "--seed", "a"]])
+                                  ["run", DIGITS, "--backend", ""], ["run", DIGITS, "--out", ""], ["run", DIGITS, "--weights", ""], ["check"], ["fmt"], ["ir"], ["diff", "good.nn", "--seed", "a"]])
 def test_usage(argv, capsys):
     with pytest.raises(SystemExit) as e:
         main(argv)

@@ -181,6 +181,36 @@ def test_diff_of_functions(tmp_path, capsys):
     assert out.count("same") == 2 and "2 compared on interp, cpu: no differences" in out
 
 
+def test_diff_with_nothing_to_compare_with_is_no_success(tmp_path, capsys, monkeypatch):
+    from engram.cli import diff
+    from engram.compiler.diagnostics import BackendUnavailable
+    build = diff.build
+
+    def absent(module, backend, *rest):
+        if backend == "opencl":
+            raise BackendUnavailable("no OpenCL device")
+        return build(module, backend, *rest)
+    monkeypatch.setattr(diff, "build", absent)
+    (tmp_path / "f.nn").write_text("fn g(x: f32[n]) -> f32 { sum(x * x) }\n")
+    assert main(["diff", str(tmp_path / "f.nn"), "--backends", "interp,opencl"]) == 1
+    assert "nothing was compared" in capsys.readouterr().err
+    assert main(["diff", str(tmp_path / "f.nn"), "--backends", "interp,opencl,cpu"]) == 0
+    assert "opencl   skipped: no OpenCL device" in capsys.readouterr().out
+
+
+def test_opt_of_loops_that_would_begin_again(tmp_path, capsys):
+    (tmp_path / "f.nn").write_text("fn g(x: f32[n]) -> f32 { sum(x * x) }\n")
+    assert main(["ir", str(tmp_path / "f.nn"), "--stage", "loop"]) == 0
+    (tmp_path / "l.ir").write_text(capsys.readouterr().out)
+    for p in ("loop", "tensor", "fuse"):
+        assert main(["opt", str(tmp_path / "l.ir"), "-p", p]) == 1
+        assert "l.ir is at stage loop already" in capsys.readouterr().err
+    assert main(["opt", str(tmp_path / "l.ir"), "-p", "cse,plan-buffers"]) == 0
+    (tmp_path / "l.ir").write_text(capsys.readouterr().out.replace("f32[]", "f32[3]", 1))
+    assert main(["opt", str(tmp_path / "l.ir"), "-p", "cse"]) == 1
+    assert "l.ir: invalid IR: " in capsys.readouterr().err
+
+
 def test_diff_tells_the_largest_difference_of_finite_numbers(tmp_path, capsys):
     f = tmp_path / "f.nn"
     f.write_text("fn f(x: f32[n, k], w: f32[k, 64]) -> f32[n, 64] { tanh(x @ w) + sqrt(x[:, :1]) }\n")        # not a number where x < 0

@@ -74,9 +74,9 @@ def parser() -> argparse.ArgumentParser:
     _machine(c)
     c.add_argument("--seed", type=int, metavar="S", help="the seed of initial weights, split and shuffling (default: the program's, else 0)")
     _settings(c)
-    c.add_argument("--weights", metavar="F", help="start from these weights (safetensors, or llama2.c's .bin)")
+    c.add_argument("--weights", type=_path, metavar="F", help="start from these weights (safetensors, or llama2.c's .bin)")
     _quantize(c)
-    c.add_argument("--out", metavar="DIR", help="where metrics.json, weights.safetensors and curve.png go (default: out/NAME)")
+    c.add_argument("--out", type=_path, metavar="DIR", help="where metrics.json, weights.safetensors and curve.png go (default: out/NAME)")
     c.add_argument("--plot", action="store_true", help="also draw the weights (weights.png) and where readouts are wrong (errors.png); needs matplotlib")
     c.add_argument("--quiet", "-q", action="store_true", help="print the result only")
     c.add_argument("--profile", action="store_true", help="the time of every kernel, with its line, FLOP/s, bytes/s and what bounds it (all of it: profile.json)")
@@ -130,7 +130,7 @@ def parser() -> argparse.ArgumentParser:
     c.add_argument("--json", action="store_true", help="results as JSON on standard output")
     c.add_argument("--profile", action="store_true", help="instead of the times: every kernel's, with its line, FLOP/s, bytes/s and what bounds it (--out: as JSON)")
     c.add_argument("--scaling", action="store_true", help="how cost grows with sizes, sequence length, batch and layers (SCALING.md); names choose curves")
-    c.add_argument("--out", metavar="FILE", help="write the table as Markdown (default: benchmarks/RESULTS.md of a checkout, "
+    c.add_argument("--out", type=_path, metavar="FILE", help="write the table as Markdown (default: benchmarks/RESULTS.md of a checkout, "
                                                   "when all workloads were timed against a peer)")
     return p
 
@@ -171,6 +171,12 @@ def _threads(text: str) -> int:
     if n > MAX_THREADS:
         raise argparse.ArgumentTypeError(f"more than {MAX_THREADS} threads, got {n}")
     return n
+
+
+def _path(text: str) -> str:
+    if not text:                                             # a variable of the shell that is not set
+        raise argparse.ArgumentTypeError("expected a path, got an empty one")
+    return text
 
 
 def _positive(text: str) -> int:

@@ -18,6 +18,8 @@ def diff_command(args) -> int:
     for b in backends:
         if b not in ("interp", "cpu", "opencl"):
             raise UserError(f"unknown backend {b!r}")
+    if len(set(backends)) < 2:
+        raise UserError(f"--backends names only {backends[0]}: one to compare with is missing")
     if args.file.endswith(".ir"):
         todo = _from_ir(args.file, args.fn)
     else:
@@ -27,9 +29,9 @@ def diff_command(args) -> int:
         todo = targets(program, args.fn, dims(args.dims), 3, overrides, every=True)
     if not todo:
         raise UserError(f"{args.file} has nothing to run: no function whose parameters are tensors, no train block")
-    apart = 0
-    for target in todo:
-        apart += compare(target, backends, args)
+    compared, apart = (sum(column) for column in zip(*(compare(target, backends, args) for target in todo)))
+    if not compared:
+        raise UserError("nothing was compared: only one of the backends can run here")
     print(f"{len(todo)} compared on {', '.join(backends)}: " + (f"{apart} differ" if apart else "no differences"))
     return WRONG if apart else OK
 
@@ -42,14 +44,14 @@ def _from_ir(path: str, fn: str | None) -> list[Target]:
     return [Target(e, module, e) for e in ([fn] if fn else entries)]
 
 
-def compare(target: Target, backends: list[str], args) -> int:
-    """How many backends differ from the first."""
+def compare(target: Target, backends: list[str], args) -> tuple[int, int]:
+    """How many backends were compared with the first that can run, and how many of them differ."""
     from ..compiler.diagnostics import BackendUnavailable
     from ..interp.compare import assert_close
     values = arguments(target, args.seed)
     options = pass_options(args)
     reference, tolerance, steep = None, None, None
-    apart = 0
+    compared = apart = 0
     for backend in backends:
         try:
             program = build(target.module, backend, args.threads, options)
@@ -61,6 +63,7 @@ def compare(target: Target, backends: list[str], args) -> int:
             reference, tolerance = results, _tolerance(target, values, results)
             print(f"{target.name:24s} {backend:8s} reference")
             continue
+        compared += 1
         try:
             try:
                 assert_close(results, reference, rtol=1e-5, atol=tolerance)
@@ -76,7 +79,7 @@ def compare(target: Target, backends: list[str], args) -> int:
         except AssertionError as e:
             apart += 1
             print(f"{target.name:24s} {backend:8s} DIFFERS: {e}")
-    return apart
+    return compared, apart
 
 
 def _distance(a: np.ndarray, b: np.ndarray) -> float:

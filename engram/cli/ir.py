@@ -102,5 +102,9 @@ def opt_command(args) -> int:
     todo: list = []
     for n in names:
         todo += PIPELINES[n]() if n in PIPELINES else [known[n]]
+    if module.attrs.get("stage") == "loop":
+        for p in todo:
+            if p.name in ("grad", "fuse", "lower-to-loops"):
+                raise UserError(f"{args.file} is at stage loop already, behind the pass {p.name}: `-p hoist-layouts,plan-buffers` is what is left to run")
     sys.stdout.write(print_module(run(module, todo, pass_options(args))))
     return OK

@@ -37,7 +37,7 @@ def read_ir(path: str):
             verify(parse_module(text, path), "reading the file")       # again, with places in this file
             raise
     except (IrSyntaxError, VerificationError, UnicodeDecodeError) as e:
-        raise UserError(f"{path}: {e}") from None
+        raise UserError(f"{path}: {str(e).replace(' after pass reading the file', '')}") from None
     except (ValueError, TypeError, KeyError, IndexError, AttributeError) as e:            # attributes of the wrong kind
         raise UserError(f"{path}: malformed IR: {type(e).__name__}: {e}") from None
     return module
