@@ -127,7 +127,10 @@ def growth(points: list[tuple[float, float]]) -> float:
 def markdown(results: list[Result], report: tables.Report) -> str:
     """SCALING.md."""
     lines = ["# How cost grows", "", f"{report.date}. {report.machine()}; {report.threads} threads, f32. {', '.join(report.versions)}. "
-             "Written by `engram bench --scaling`; measured as [RESULTS.md](RESULTS.md) says.", "", f"Measured limits: {report.limits.text()}.", ""]
+             "Written by `engram bench --scaling`.", "",
+             "Each point is a workload of [RESULTS.md](RESULTS.md) at another size, measured in the same way: results are compared with the peer's first, then both take turns, and",
+             "the table has medians; brackets hold the least and the largest ratio of a turn. First steps run in fresh processes with nothing cached, compilation included.", "",
+             f"Measured limits: {report.limits.text()}.", ""]
     for r in results:
         head = heads(r.curve, report.peers)
         lines += [f"## {r.curve.name}: {r.curve.what}", "", "| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
@@ -157,9 +160,12 @@ def picture(results: list[Result], path: Path) -> bool:
         for p in r.points:
             for peer in p.row.peers:
                 sides.setdefault(peer.name, []).append((p.at, peer.seconds))
+        firsts = [("Engram", lambda p: p.first.seconds), *((peer.name, lambda p, k=k: p.first.peers[k].seconds) for k, peer in enumerate(r.points[0].row.peers))]
+        if r.curve.name in FIRST:
+            sides |= {f"{name}, first step": [(p.at, of(p)) for p in r.points if p.first] for name, of in firsts}
         for name, points in sides.items():
             points = [(x, y * 1e3) for x, y in points if y]
-            axes.plot([x for x, _ in points], [y for _, y in points], marker=".", label=name)
+            axes.plot([x for x, _ in points], [y for _, y in points], "--" if name.endswith("first step") else "-", marker=".", label=name)
         axes.set(xscale="log", yscale="log", xlabel=r.curve.axis, ylabel="ms", title=r.curve.name)
         axes.grid(alpha=0.3)
         axes.legend()
