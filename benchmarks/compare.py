@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from .machine import Limits, Probe, measure
+from .machine import Limits, Probe, best_of, measure
 from .models import Part
 from .worker import PEERS, Side, SideFailed, installed
 from .workloads import Workload, count
@@ -87,7 +87,8 @@ class Row:
     def bars(self, limits: Limits) -> list[Bar]:
         """What had to be reached, and whether it was."""
         out: list[Bar] = []
-        value, found, least = self.value(self.seconds), {p.name: p for p in self.peers}, self.limit(limits)
+        value, found = self.value(self.seconds), {p.name: p for p in self.peers}
+        least = (best_of(limits, self.limits) if self.limits else limits).seconds(self.parts) or None       # the most that this run has seen
         for what, bar in self.workload.bars.items():
             best = None                                      # what the machine's limit would give, of what the bar is about
             if what == "limit":
