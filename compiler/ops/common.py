@@ -27,12 +27,14 @@ def need(cond: bool, message: str, *operands: int, hint: str | None = None) -> N
 
 
 def tensor(t, i: int = 0) -> TensorType:
-    need(isinstance(t, TensorType), f"expected a tensor, got {t}", i)
+    if not isinstance(t, TensorType):
+        need(False, f"expected a tensor, got {t}", i)
     return t
 
 
 def scalar(t, i: int = 0) -> ScalarType:
-    need(isinstance(t, ScalarType), f"expected a scalar, got {t}", i)
+    if not isinstance(t, ScalarType):
+        need(False, f"expected a scalar, got {t}", i)
     return t
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 import math
 import re
 
-from ..ir.types import ScalarType, TensorType, bool_, f32, f64, i32, u32
+from ..ir.types import DTYPES, ScalarType, TensorType, bool_, f32, f64, i32, u32
 from .common import BASE, LOOPS, S, count, need, row
 
 F, I, N, B_ = "float", "int", "num", "bool"         # what dtypes an op takes; N: float or int; "any"; "bits": int or bool
@@ -18,7 +18,12 @@ def _ok(dtype, kind: str) -> bool:
 
 
 def _infer(kind: str, arity: int, out=None):
+    allowed = {d.name for d in DTYPES.values() if _ok(d, kind)}
+
     def infer(types, attrs, regions):
+        t = types[0] if len(types) == arity else None
+        if isinstance(t, TensorType | ScalarType) and t.dtype.name in allowed and (arity == 1 or all(u == t for u in types)):      # no messages made
+            return [_with(t, out(attrs)) if out else t]
         count(arity, types)
         t = types[0]
         need(isinstance(t, TensorType | ScalarType), f"expected tensors or scalars, got {t}", 0)
