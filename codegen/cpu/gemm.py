@@ -38,9 +38,10 @@ from .target import CpuTarget, host_target
 class _Gen(Pack, Tiles):
     """Writes the functions of one dtype."""
 
-    def packed_panel(self, f: Fn, packed_b: str, j: str, k: str, direct: str) -> str:
-        """Where the panel of B from column j on is packed; of a B that is read where it lies only the ragged last one is."""
-        return f.gep(self.e, packed_b, f.op(f"select i1 {direct}, i64 0, i64 {f.imul(j, k)}"))
+    def packed_panel(self, f: Fn, packed_b: str, j: str, k: str, once: str) -> str:
+        """Where the panel of B from column j on is packed: always in the same place where no other row of tiles will read it, or where B is
+        read where it lies and only the ragged last one is packed."""
+        return f.gep(self.e, packed_b, f.op(f"select i1 {once}, i64 0, i64 {f.imul(j, k)}"))
 
     def single(self, tables: bool = False) -> None:
         """C[m x n] (+)= A @ B for one thread: the blocked loops. C has unit column stride. With `tables`, the strides of
@@ -57,7 +58,9 @@ class _Gen(Pack, Tiles):
         # from here on k counts packed elements
         total = f.udiv(f.iadd("%k", "1"), "2") if self.pairs else "%k"
         per = "2" if self.pairs else "1"
-        blocks = f.udiv(f.iadd(total, str(t.kc - 1)), str(t.kc))
+        one_panel = f.icmp("sle", "%m", str(t.mr))        # of A: what is packed of B is used once, and longer runs of it come faster
+        deepest = f.op(f"select i1 {one_panel}, i64 {4 * t.kc}, i64 {t.kc}")
+        blocks = f.udiv(f.iadd(total, f.isub(deepest, "1")), deepest)
         blocks = f.op(f"call i64 {f.module.intrinsic('i64', 'llvm.smax.i64', 'i64', 'i64')}(i64 {blocks}, i64 1)")
         # even blocks of whole cache lines: no short last one, no line of A's rows read for two of them
         kc = f.imul(f.udiv(f.iadd(f.udiv(f.iadd(total, f.isub(blocks, "1")), blocks), str(t.lanes - 1)), str(t.lanes)), str(t.lanes))
@@ -79,13 +82,14 @@ class _Gen(Pack, Tiles):
         nc = f.imul(f.udiv(f.iadd(f.udiv(f.iadd("%n", f.isub(spans, "1")), spans), str(t.nr - 1)), str(t.nr)), str(t.nr))
         nc = f.op(f"call i64 @llvm.smax.i64(i64 {nc}, i64 1)")
         if direct != "false":                          # nothing is packed and read again: along the whole rows of B
-            along = f.both(direct, f.icmp("sle", "%m", str(t.mr)))
+            along = f.both(direct, one_panel)
             nc = f.op(f"select i1 {along}, i64 {f.op('call i64 @llvm.smax.i64(i64 %n, i64 1)')}, i64 {nc}")
             own = f.both(own, f.icmp("sle", nc, str(t.nc)))
         # an A that several column blocks use is packed for all of them, where there is memory for it
         rows_a = f.imul(f.udiv(f.iadd("%m", "1"), "2"), "2")
         keep = f.both(f.icmp("slt", nc, "%n"), f.icmp("sle", f.imul(rows_a, total), str(t.kept_elements)))
         block_a = f.op(f"select i1 {keep}, ptr {f.gep(e, '%scratch', str(t.kept_at))}, ptr %scratch")
+        once = f.either(direct, one_panel)
         with f.loop("0", "%n", nc) as jc:
             n_here = f.imin(nc, f.isub("%n", jc.index))
             # k == 0 still has to clear C: one turn with an empty block
@@ -135,7 +139,7 @@ class _Gen(Pack, Tiles):
                         ldc = f.op(f"select i1 {own}, i64 {t.panel_stride}, i64 %ldc")
                         with f.loop("0", n_here, str(t.nr)) as j:
                             cols = f.imin(str(t.nr), f.isub(n_here, j.index))
-                            packed = self.packed_panel(f, packed_b, j.index, k_here, direct)
+                            packed = self.packed_panel(f, packed_b, j.index, k_here, once)
                             c_tile = f.gep(e, c_panel, j.index)
                             rows = f.imin(valid, height)
                             tile = Tile(k_here, a_panel, packed, c_tile, ldc, cols, rows, first, height)
