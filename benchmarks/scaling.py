@@ -141,6 +141,9 @@ def markdown(results: list[Result], report: tables.Report) -> str:
         firsts = [p.first.seconds for p in r.points if p.first and p.first.seconds]
         if len(firsts) > 1:
             lines += [f"The first step takes {firsts[-1] / firsts[0]:.2f}x as long with {r.points[-1].at} layers as with {r.points[0].at}."]
+            compiling = [p.first.seconds - p.row.seconds for p in r.points if p.first and p.first.seconds and p.row.seconds]
+            if len(compiling) == len(firsts) and min(compiling) > 0:
+                lines[-1] += f" Less a later step's time, {compiling[-1] / compiling[0]:.2f}x: {compiling[0]:.2f} and {compiling[-1]:.2f} s."
         notes = dict.fromkeys(x.note for p in r.points for row in (p.row, p.first) if row for x in row.peers if x.note)
         lines += ["", *(f"* {n}" for n in notes), ""] if notes else [""]
     return "\n".join(lines)

@@ -124,6 +124,16 @@ def test_a_side_answers_is_stopped_and_its_end_is_told(tmp_path):
         side.close()
 
 
+@pytest.mark.skipif(not os.path.exists("/proc/self/status"), reason="Linux tells a process's own peak")
+def test_peak_memory_is_the_sides_own():
+    here = np.ones(40 << 20)                                   # 320 MB in this process
+    side = worker.Side("engram", 1)
+    try:
+        assert 1 << 20 < side.ask(do="peak_memory")["bytes"] < here.nbytes
+    finally:
+        side.close()
+
+
 class Fake:
     """A side without a process: a result, and a time for a unit."""
 
