@@ -1,7 +1,9 @@
 """LLVM text of the thread runtime: workers, launch, barrier, in one small module that every process loads once.
 
 One runtime block (`RT_*` offsets, each hot word on its own cache line) is shared by the threads of a team. Waiting
-threads spin for a few tens of microseconds and then sleep in a futex (where there is none, they yield the processor).
+threads spin for a few tens of microseconds, yield the processor for some hundreds and then sleep in a futex (where there is none, they go on
+yielding). Who sleeps is no load that the system would balance: two threads that meet at a barrier every few microseconds, one of them always
+asleep, stayed on one processor for seconds, the other idle. Threads that yield are seen and moved apart.
 No knowledge about kernels: a job is `void fn(ptr runtime, i64 tid, i64 threads, ptr args)`.
 """
 from __future__ import annotations
@@ -26,8 +28,10 @@ RT_BYTES = 512
 CANCELLED = 2           # RT_CANCEL from here on: leave every loop; at 1 a loop of whole steps (loop.for with `progress`) ends after its step
 
 SPINS = 600             # x86: a pause is 40-140 cycles, so about 20 microseconds
+YIELDS = 2000           # system calls of some 0.3 microseconds where no one else wants the processor
 
 _FUTEX = {"x86_64": 202, "aarch64": 98}
+_YIELD = {"x86_64": 24, "aarch64": 124}
 _WAIT, _WAKE = 128, 129            # FUTEX_WAIT_PRIVATE, FUTEX_WAKE_PRIVATE
 
 EXPORTS = ("engram_worker", "engram_launch", "engram_barrier", "engram_fail", "engram_pointers", "engram_stop", "engram_sigint",
@@ -43,6 +47,7 @@ def runtime_text(target: CpuTarget) -> str:
     if sys.platform.startswith("linux") and arch in _FUTEX:
         declare = "declare i64 @syscall(i64, ...)"
         number = _FUTEX[arch]
+        give_way = f"%y = call i64 (i64, ...) @syscall(i64 {_YIELD[arch]})"
         wait = f"""  %s = getelementptr i8, ptr %rt, i64 {RT_SLEEPERS}
   %o = atomicrmw add ptr %s, i32 1 seq_cst
   %r = call i64 (i64, ...) @syscall(i64 {number}, ptr %word, i64 {_WAIT}, i32 %old, ptr null, ptr null, i32 0)
@@ -58,12 +63,13 @@ wake:
 done:"""
     else:
         declare = "declare i32 @sched_yield()"
+        give_way = "%y = call i32 @sched_yield()"
         wait, wake = "  %r = call i32 @sched_yield()", ""
     return f"""
 {declare}
 {hint}
 
-; spin, then sleep, while *word == old
+; spin, then yield, then sleep, while *word == old
 define internal void @wait(ptr %rt, ptr %word, i32 %old) #2 {{
 entry:
   br label %spin
@@ -76,7 +82,17 @@ again:
   {pause}
   %i1 = add i64 %i, 1
   %more = icmp slt i64 %i1, {SPINS}
-  br i1 %more, label %spin, label %sleep
+  br i1 %more, label %spin, label %yield
+yield:
+  %j = phi i64 [ 0, %again ], [ %j1, %yield.again ]
+  {give_way}
+  %v1 = load atomic i32, ptr %word acquire, align 4
+  %same1 = icmp eq i32 %v1, %old
+  br i1 %same1, label %yield.again, label %done
+yield.again:
+  %j1 = add i64 %j, 1
+  %more1 = icmp slt i64 %j1, {YIELDS}
+  br i1 %more1, label %yield, label %sleep
 sleep:
 {wait}
   %v2 = load atomic i32, ptr %word acquire, align 4
