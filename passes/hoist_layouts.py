@@ -11,7 +11,7 @@ from typing import ClassVar
 from ..compiler.ir.core import Block, Func, Module, Op, Value
 from ..compiler.ir.dims import product
 from ..compiler.ir.types import BufferType, ScalarType, i64, row_major
-from .cost import FEW_ROWS, WORTH_TRANSPOSING
+from .cost import FEW_ROWS, MATRIX_ELEMENTS, WORTH_TRANSPOSING
 
 
 @dataclass(frozen=True)
@@ -91,9 +91,11 @@ def _columns(op: Op) -> str:
 def _down_columns(op: Op) -> bool:
     """Whether a product has few rows and a right operand that is contiguous along the sums, not along the result's rows."""
     out, _, rhs = (v.type for v in op.operands)
-    letter = _columns(op)
-    if letter not in op.attrs["rhs"] or letter in op.attrs["lhs"] or product(out.shape[:-1]) > FEW_ROWS:
+    letter, rows = _columns(op), product(out.shape[:-1])
+    if letter not in op.attrs["rhs"] or letter in op.attrs["lhs"] or rows > FEW_ROWS:
         return False
+    if rows == 1 and product(rhs.shape) > MATRIX_ELEMENTS and 1 in rhs.element_strides:
+        return False                                         # dot products read it at memory's speed as it lies
     return rhs.element_strides[op.attrs["rhs"].index(letter)] != 1
 
 
