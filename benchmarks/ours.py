@@ -187,38 +187,36 @@ class Call:
 
 
 class Generate:
-    """Tokens of a model with caches: one compiled call a token."""
+    """Tokens of a model with caches: one compiled loop, as the peer's that has one."""
 
     def __init__(self, w: Workload, where: Where):
         from ..compiler.ir import TensorType, i64
         from ..frontend import elaborate_call, instantiate
         from ..session import load_program
+        self.unit = w.size["tokens"]
         layer = instantiate(load_program(str(program_path(w.program))), w.block, (), gpt_arguments(w.size))
-        self.e = e = elaborate_call(layer, [TensorType(i64, (1,))], method="greedy")
+        self.e = e = elaborate_call(layer, [TensorType(i64, (1,)), self.unit], method="generate")
         self.program = where.build(e, w.quantize)
         values = models.parameter_values("gpt", w.size)
         self.cells = {a.name: self.program.to_device(np.zeros(a.type.shape, a.type.dtype.numpy) if a.kind == "cache" else values[a.name])
                       for a in e.args if a.kind != "arg"}
-        self.unit = w.size["tokens"]
 
-    def tokens(self, n: int) -> list[int]:
+    def generate(self) -> np.ndarray:
+        """The tokens after token 0, from empty caches on."""
         self.cells["pos"] = np.zeros((), np.int64)
-        token, out = np.zeros(1, np.int64), []
-        for _ in range(n):
-            results = self.program.call(self.e.entry, [token if a.kind == "arg" else self.cells[a.name] for a in self.e.args])
-            for info, r in zip(self.e.results, results):
-                if info.kind != "result":
-                    self.cells[info.name] = r
-            token = results[0]
-            out.append(int(self.program.to_host(token)[0]))
-        return out
+        token = np.zeros(1, np.int64)
+        results = self.program.call(self.e.entry, [token if a.kind == "arg" else self.cells[a.name] for a in self.e.args])
+        for info, r in zip(self.e.results, results):
+            if info.kind != "result":
+                self.cells[info.name] = r
+        return self.program.to_host(results[0])[:, 0]
 
     def results(self) -> dict[str, np.ndarray]:
-        return {"tokens": np.array(self.tokens(self.unit))}
+        return {"tokens": np.array(self.generate())}
 
     def run(self, n: int) -> None:
         for _ in range(n // self.unit):
-            self.tokens(self.unit)
+            self.generate()
 
 
 def gpt_arguments(s) -> dict[str, int]:

@@ -47,6 +47,17 @@ def test_prefill_and_decoding_agree_with_reading(model):
     assert run(model, v, "greedy", tokens[:, 4]) == logits[:, 4].argmax(-1) and v["pos"] == 5
 
 
+def test_one_loop_generates_what_single_tokens_do(model):
+    v, token, singly = values_of(model), np.array([3]), []
+    for _ in range(6):
+        token = run(model, v, "greedy", token)
+        singly.append(int(token[0]))
+    e = elaborate_call(model, [TensorType(i64, (1,)), 6], method="generate")
+    caches = {a.name: np.zeros(a.type.shape, a.type.dtype.numpy) for a in e.args if a.kind == "cache"}
+    out = driver.build(e.module, "cpu").call(e.entry, [np.array([3]) if a.kind == "arg" else {**values_of(model), **caches}[a.name] for a in e.args])
+    assert out[0][:, 0].tolist() == singly
+
+
 @pytest.mark.parametrize("name, made, small, batch", [("char_gpt", "GPT2(vocab = 65, ctx = time, d = 128, h = 4, depth = depth)", "GPT2(11, 8, 8, 2, depth)", 12),
                                                       ("gpt2", "GPT2(ctx = time)", "GPT2(11, 8, 8, 2, 2)", 4)])
 def test_training_lowers_the_loss(name, made, small, batch):
