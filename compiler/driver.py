@@ -39,6 +39,11 @@ def prove(module: Module) -> None:
         run(clone_module(module), [Plasticity()])
 
 
+def prove_cut(module: Module) -> None:
+    """Raises CompileError where a loop of the module is to be a pipeline and its step cannot be cut into stages. The module stays as it is."""
+    lower(module, "fused")
+
+
 def begin(modules: Iterable[Module], backend: str) -> None:
     """Modules that are to be built soon, perhaps after others: starts compiling what does not depend on their details."""
     if backend == "cpu" and any(op.name == "tensor.dot_general" for m in modules for op in m.walk()):

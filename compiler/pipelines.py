@@ -59,10 +59,12 @@ def lowering() -> list:
     from ..passes.fuse import Fuse
     from ..passes.hoist_layouts import HoistLayouts
     from ..passes.lower_to_loops import LowerToLoops
+    from ..passes.pipeline import Pipeline
     from ..passes.plan_buffers import PlanBuffers
     from ..passes.schedule import Schedule
     return [
         Fuse(),
+        Pipeline(),              # after fusing: a group goes to one stage as it is, which keeps its bits
         Schedule(),              # after fusing: groups are what runs, and their results what takes memory
         _Stage(LowerToLoops(), LOOP),
         _Stage(HoistLayouts(), LOOP),
@@ -74,7 +76,7 @@ PIPELINES = {
     "nn": lambda: [],
     "definition": learning,                                       # what the interpreter runs: learning derived, nothing optimised
     "tensor": lambda: learning() + optimising(),
-    "fused": lambda: learning() + optimising() + lowering()[:2],
+    "fused": lambda: learning() + optimising() + lowering()[:3],
     "loop": lambda: learning() + optimising() + lowering(),
     # for GPUs: a block of queries is one work-item's in the fused form, 20 times slower on an H200 than scores in memory (docs/ARCHITECTURE.md)
     "gpu": lambda: learning(attention=False) + optimising() + lowering(),

@@ -67,6 +67,7 @@ CONTEXT: dict[str, tuple[str, str, str]] = {
     "loop.for": ("%a: buf<f32[8]>", _BOUNDS + "%s0 = scalar.constant() {value = 0.0, dtype = f32} : f32\n", ""),
     "loop.reduce": ("%a: buf<f32[8]>", _BOUNDS, ""),
     "loop.if": ("%s: buf<f32[8]>, %d: buf<f32[8]>", "%c = scalar.constant() {value = true, dtype = bool} : bool\n", ""),
+    "loop.sections": ("%s: buf<f32[8]>, %d: buf<f32[8]>, %e: buf<f32[8]>", "", ""),
     "loop.while": ("", "%limit = scalar.constant() {value = 9.0, dtype = f32} : f32\n%cell = loop.alloc() {type = buf<f32[]>, offset = 0} : buf<f32[]>\n"
                        "loop.parallel() {extents = []} ({^(): %one = scalar.constant() {value = 1.0, dtype = f32} : f32 loop.store(%one, %cell) scf.yield()})\n", ""),
     "loop.contract": ("%a: buf<f32[4,6]>, %b: buf<f32[6,5]>, %c: buf<f32[4,5]>", "", ""),

@@ -16,6 +16,18 @@ INTERP_BYTES = 1 << 20                     # the interpreter turns every number 
 TOGETHER = 4096                            # steps of several epochs in one call, at most
 
 
+def stages_of(phase, backend: str, threads: int | None):
+    """What the phase's `pipeline` asks for, None where it says nothing: `true` means a stage for each thread, and there is one where the
+    backend has none."""
+    from .codegen.cpu.runtime import default_threads
+    from .frontend import Stages
+    asked = phase.settings.get("pipeline")
+    if not asked:
+        return None
+    count = asked if asked is not True else 1 if backend != "cpu" else threads or default_threads()
+    return Stages(int(count), asked is not True, phase.pipeline_at)
+
+
 class StepLoop:
     """One phase's steps, `steps` to an epoch of batches of `batch` samples, as calls of compiled loops.
 
@@ -46,6 +58,7 @@ class StepLoop:
             n = max(1, min(steps, int(per_call / max(1, sample * batch))))
             sizes = [(k, k) for k in dict.fromkeys([n, steps % n]) if k]
             samples = n * batch
+        self.stages = trainer.stages_of(phase)
         self.programs: dict[int, tuple[Any, str]] = {}                           # steps -> program and entry
         if self.whole:
             self._build(samples, sizes)
@@ -103,7 +116,8 @@ class StepLoop:
         args = [*slots, np.array(step, np.int64), np.array(epoch, np.int64), key, np.ascontiguousarray(order, np.int64), *data, *losses]
         interrupts.running = program
         try:
-            results = program.call(entry, args) if watch is None else _watched(program, entry, args, interrupts, watch, losses)
+            late = self.stages.count - 1 if self.stages else 0                   # steps begun whose losses may not be there yet
+            results = program.call(entry, args) if watch is None else _watched(program, entry, args, interrupts, watch, losses, late)
         finally:
             interrupts.running = None
         trainer.slots = results[:len(slots)]
@@ -112,7 +126,7 @@ class StepLoop:
             else np.zeros((done, 0))
 
 
-def _watched(program, entry: str, args: list, interrupts, watch, losses: list[np.ndarray]) -> list:
+def _watched(program, entry: str, args: list, interrupts, watch, losses: list[np.ndarray], late: int) -> list:
     """The call on a thread of its own, so that this one can show how far it is."""
     outcome: dict[str, Any] = {}
 
@@ -132,7 +146,8 @@ def _watched(program, entry: str, args: list, interrupts, watch, losses: list[np
             if interrupts.seen:
                 program.cancel()
             done = program.progress
-            watch(done, losses if done and any(x[done - 1] for x in losses) else None)
+            known = done - late
+            watch(done, [x[:known] for x in losses] if known > 0 and any(x[known - 1] for x in losses) else None)
     except KeyboardInterrupt:
         now = True
         raise

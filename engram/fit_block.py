@@ -127,10 +127,11 @@ class CompiledFit:
 
     __hash__ = None
 
-    def block(self, model: str, epochs: int, batch: int, seed: int, file: str, source: str) -> FitBlock:
+    def block(self, model: str, epochs: int, batch: int, seed: int, pipeline: bool | int, file: str, source: str) -> FitBlock:
         """The train block, to be put behind the program's text."""
         head = [f"model = {model}", f'data = dataset("{BLOCK}")', f"batch = {batch}", f"epochs = {epochs}", f"seed = {seed}", "holdout = 0"]
-        return FitBlock([*([Piece(line)] for line in head), [Piece("let out = "), Piece("model(x)", "x")], *self.lines], file, source.count("\n") + 2)
+        stages = [[Piece("pipeline = "), Piece(str(pipeline).lower(), "pipeline")]] if pipeline else []
+        return FitBlock([*([Piece(line)] for line in head), *stages, [Piece("let out = "), Piece("model(x)", "x")], *self.lines], file, source.count("\n") + 2)
 
 
 def _term(what: str, value, table: Mapping[str, str], functions: Mapping, argument: str) -> Piece:

@@ -306,11 +306,12 @@ class Model:
         self._plan = compiled
 
     def fit(self, x, y, epochs: int = 1, batch_size: int = 32, validation_data: tuple | None = None, validation_split: float = 0.0,
-            shuffle: bool = True, verbose: int = 1, callbacks: Sequence = ()) -> History:
+            shuffle: bool = True, verbose: int = 1, callbacks: Sequence = (), pipeline: bool | int = False) -> History:
         """Train; the History of losses and metrics per epoch. Called again, it goes on: optimizer state is kept.
 
         validation_split holds out the last part of the data. A partial last batch is dropped unless it is the only one. Callbacks are
         functions (epoch, logs), or objects with on_epoch_end; one that returns True, or `model.stop_training = True`, ends the training.
+        `pipeline`: layers that all learn by local rules do so in stages, each on a thread and a batch of its own (True: a stage a thread); same numbers.
         """
         _positive("epochs", epochs)
         _positive("batch_size", batch_size)
@@ -334,7 +335,9 @@ class Model:
                 raise ArgumentError(f"validation_split = {validation_split} of {counted(n, 'sample')} leaves one side empty")
             held = {k: v[cut:] for k, v in fields.items()}
             fields = {k: v[:cut] for k, v in fields.items()}
-        trainer = self._trainer_for(fields, epochs, min(batch_size, len(fields["x"])))
+        if not isinstance(pipeline, bool) and (not isinstance(pipeline, int) or pipeline < 2):
+            raise ArgumentError(f"pipeline: expected True, False or a number of stages from 2, got {pipeline!r}")
+        trainer = self._trainer_for(fields, epochs, min(batch_size, len(fields["x"])), pipeline=pipeline)
         history = History()
         self.stop_training = False
 
@@ -377,7 +380,7 @@ class Model:
             raise ArgumentError(f"argument {names[1]}: expected one row per sample of {names[0]} ({len(x):,}), got shape {list(y.shape)}")
         return {"x": np.ascontiguousarray(x), "y": np.ascontiguousarray(y)}
 
-    def _trainer_for(self, fields: dict[str, np.ndarray], epochs: int, batch: int, keep: bool = False):
+    def _trainer_for(self, fields: dict[str, np.ndarray], epochs: int, batch: int, keep: bool = False, pipeline: bool | int = False):
         """The trainer for data of these types: the one there is, where it fits; optimizer state moves to a new one."""
         if self._plan is None:
             raise RuntimeError("call m.compile(loss=..., optimizer=...) first")
@@ -385,14 +388,14 @@ class Model:
         from .session import train_plan
         from .train import Trainer
         signature = tuple((k, v.dtype.str, v.shape[1:]) for k, v in fields.items())
-        key = (signature, epochs, batch, len(fields["x"]))
+        key = (signature, epochs, batch, len(fields["x"]), pipeline)
         old = self._trainer
         if old is not None and (key == self._trainer_key or keep and signature == self._trainer_key[0]):
             if old.stale:
                 old.set_values(self._named())
                 old.stale = False
             return old
-        block = self._plan.block(self._text(), epochs, batch, self.seed, self._program.file, self._source)
+        block = self._plan.block(self._text(), epochs, batch, self.seed, pipeline, self._program.file, self._source)
         with block.telling():
             program = load_program(self._program.file, f"{self._source}\n{block.text}")
             plan = train_plan(program, BLOCK, given={BLOCK: Dataset("data", fields)})

@@ -188,6 +188,7 @@ SETTINGS = {
     "accumulate": "batches whose gradients make one update; `step` counts updates",
     "clip_norm": "the largest norm of the whole gradient; a larger one is scaled down before the optimiser sees it",
     "patience": "epochs without a better first measure after which training stops, with the best weights",
+    "pipeline": "layers that learn by themselves do so in stages, of which each has a thread and a batch of its own at a time; a number of stages, or `true`: as many as threads. The numbers are the same",
 }
 
 

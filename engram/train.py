@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from .checkpoint import Expected, match
-from .epochs import StepLoop
+from .epochs import StepLoop, stages_of
 from .progress import Listener
 
 HOLDOUT = 0.2                              # a train block that says nothing holds out a fifth
@@ -154,6 +154,10 @@ class Trainer:
         mark_plan(module, self.plan, self._quantize)
         return driver.build(module, self.backend, threads=self._threads, options=self.options, once=once)
 
+    def stages_of(self, phase):
+        """What the phase's `pipeline` asks for (frontend's Stages), None where it says nothing."""
+        return stages_of(phase, self.backend, self._threads)
+
     @property
     def threads(self) -> int | None:
         """Threads in use; None where the backend decides."""
@@ -176,16 +180,21 @@ class Trainer:
         from .frontend import epoch_module
         key = (phase.module, phase.entry, samples, tuple(sizes))
         if key not in self._epochs:
-            self._epochs[key] = epoch_module(phase.module, phase.entry, len(self.plan.slots), samples, sizes)
+            self._epochs[key] = epoch_module(phase.module, phase.entry, len(self.plan.slots), samples, sizes, self.stages_of(phase))
         return self._epochs[key]
 
     def initialise(self, seed: int) -> None:
         """Fresh values for every slot, made when they are first needed: one that is given before is not drawn. CompileError where a learning
-        rule is not local, or where the slots do not fit the memory."""
+        rule is not local, where a step has no stages for `pipeline`, or where the slots do not fit the memory."""
         from .compiler import driver
         from .compiler.memory import check_kept
+        from .frontend import epoch_module
         for module in self._modules():
             driver.prove(module)
+        for phase in self.plan.phases:
+            if (stages := self.stages_of(phase)) is not None:
+                slots = len(self.plan.slots)
+                driver.prove_cut(epoch_module(phase.module, phase.entry, slots, _batch_of(phase, slots), [(1, 1)], stages)[0])
         check_kept(self.plan.name, [s.type for s in self.plan.slots], self.plan.module.funcs["init"].loc)
         self._own(None, [None] * len(self.plan.slots))
         self._first_key = key_of(seed, 1)
@@ -439,7 +448,7 @@ class Trainer:
 
 def _watch(listener: Listener, steps: int, size: int, began: float) -> Callable[[int, Any], None]:
     def watch(done: int, losses: list[np.ndarray] | None) -> None:
-        loss = None if losses is None else float(sum(x[done - 1] for x in losses))
+        loss = None if losses is None else float(sum(x[-1] for x in losses))
         listener.batch(done, loss, done * size / max(time.perf_counter() - began, 1e-9))
     return watch
 

@@ -31,5 +31,5 @@ from .first_values import First, first_values  # noqa: F401
 from .names import unknown_names  # noqa: F401
 from .program import Program, load  # noqa: F401
 from .train import TrainPlan, elaborate_train  # noqa: F401
-from .train_epoch import epoch_module, reachable  # noqa: F401
+from .train_epoch import Stages, epoch_module, reachable  # noqa: F401
 from .values import LayerInstance  # noqa: F401

@@ -58,6 +58,7 @@ class Phase:
     module: Module
     entry: str
     until: Callable[[dict], bool] | None = None
+    pipeline_at: Span | None = None        # where the setting of that name stands
 
 
 @dataclass
@@ -293,7 +294,8 @@ class _Builder:
             entry = "step" if k == 0 else f"step.{phase.name}"
             self.finish_step(entry, run, arguments, places)
             losses += [c.name for c in run.losses if c.name not in losses]
-            phases.append(Phase(phase.name if phase else "main", s, el.module, entry))
+            scope = self.phase_scopes[k] if phase else self.scope
+            phases.append(Phase(phase.name if phase else "main", s, el.module, entry, pipeline_at=scope.span_of("pipeline") or self.block.name_span))
         slots = [Slot(p.path, p.type, p.kind) for p in places]
         el.module.attrs["entries"] = ["init", *[p.entry for p in phases]]
         plan = TrainPlan(self.block.name, settings, self.data, slots, el.module, losses, [], phases,

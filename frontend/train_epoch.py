@@ -6,8 +6,10 @@ many steps one call makes is the runner's (engram/epochs.py).
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 
-from ..compiler.ir import Block, Func, Module, TensorType, i64
+from ..compiler.diagnostics import Span
+from ..compiler.ir import Block, Func, Loc, Module, TensorType, i64
 from ..compiler.ir.builder import Builder
 from ..compiler.ir.core import clone_func
 
@@ -41,23 +43,34 @@ def _named(attrs: dict) -> Iterator[str]:
             yield v
 
 
-def epoch_module(module: Module, entry: str, n_slots: int, samples: int, lengths: list[tuple[int, int]]) -> tuple[Module, list[str]]:
+@dataclass(frozen=True)
+class Stages:
+    """What `pipeline` asks for: to be cut into `count` stages, or at most so many (not `exactly`); `span`: where it stands."""
+
+    count: int
+    exactly: bool
+    span: Span | None = None
+
+
+def epoch_module(module: Module, entry: str, n_slots: int, samples: int, lengths: list[tuple[int, int]],
+                 stages: Stages | None = None) -> tuple[Module, list[str]]:
     """Loops around the step function `entry` of a phase, which takes `n_slots` slots: one per (steps, steps of an epoch) in `lengths`.
 
     Gives a module and the names of its entries, each of which is `(slots..., step, epoch, key, order: i64[steps, batch],
     fields [samples, ...]..., losses f32[steps]...) -> (slots..., losses f32[steps]...)`. Its step number i works on the samples order[i]
     as the step function does when it is called with them, with step + i and with epoch + i / (steps of an epoch): bit for bit. Slots
-    and losses are donated, so losses can be read while the loop runs; the loop is the launch's progress (see scf.scan).
+    and losses are donated, so losses can be read while the loop runs; the loop is the launch's progress (see scf.scan). With `stages` the
+    pass `pipeline` cuts the step.
     """
     out = reachable(module, [entry])
     step = out.funcs[entry]
     step.attrs["noinline"] = True              # one function whatever surrounds it: its kernels, and so its bits, are those of a step called alone
-    names = [_epoch(out, step, n_slots, samples, *n) for n in lengths]
+    names = [_epoch(out, step, n_slots, samples, *n, stages) for n in lengths]
     out.attrs["entries"] = names
     return out, names
 
 
-def _epoch(module: Module, step: Func, n_slots: int, samples: int, steps: int, per_epoch: int) -> str:
+def _epoch(module: Module, step: Func, n_slots: int, samples: int, steps: int, per_epoch: int, stages: Stages | None) -> str:
     slots, fields = step.args[:n_slots], step.args[n_slots + 3:]
     batch = fields[0].type.shape[0]
     order = TensorType(i64, (steps, batch))
@@ -78,7 +91,11 @@ def _epoch(module: Module, step: Func, n_slots: int, samples: int, steps: int, p
     b.op("scf.yield", call.results)
 
     b = Builder(func.body, step.loc)
-    scan = b.op("scf.scan", [*first, order_arg], {"length": steps, "n_carry": n_slots, "reverse": False, "progress": True}, [body])
+    attrs = {"length": steps, "n_carry": n_slots, "reverse": False, "progress": True}
+    if stages is not None:
+        attrs |= {"pipeline": stages.count, "pipeline_exactly": stages.exactly}
+        b.loc = Loc(*stages.span) if stages.span else step.loc
+    scan = b.op("scf.scan", [*first, order_arg], attrs, [body])
     b.op("func.return", scan.results)
     func.result_types = [v.type for v in scan.results]
     func.attrs = {"arg_names": names, "result_names": list(results),
@@ -87,4 +104,4 @@ def _epoch(module: Module, step: Func, n_slots: int, samples: int, steps: int, p
     return func.name
 
 
-__all__ = ["epoch_module", "reachable"]
+__all__ = ["Stages", "epoch_module", "reachable"]

@@ -11,8 +11,9 @@ from . import ast as A
 from .elaborator import Elaborator
 from .values import CallArgs, LayerInstance, Namespace, Scope, Transform, describe
 
-DEFAULTS = {"batch": 32, "epochs": 1, "holdout": None, "seed": 0, "limit": None, "accumulate": 1, "clip_norm": None, "patience": None}
-SETTABLE = ("batch", "epochs", "holdout", "limit", "seed")     # may be given from outside even where the block says nothing
+DEFAULTS = {"batch": 32, "epochs": 1, "holdout": None, "seed": 0, "limit": None, "accumulate": 1, "clip_norm": None, "patience": None,
+            "pipeline": False}
+SETTABLE = ("batch", "epochs", "holdout", "limit", "pipeline", "seed")     # may be given from outside even where the block says nothing
 HOLDOUT = 0.2                                                  # the share held out where the block says nothing
 
 
@@ -210,6 +211,7 @@ def _checked(name: str, v: object, span: Span, outside: bool) -> object:
         "accumulate": (whole and v >= 1, "a positive number of batches"),
         "clip_norm": (v is None or number and v > 0, "a positive number"),
         "patience": (v is None or whole and v >= 1, "a positive number of epochs"),
+        "pipeline": (isinstance(v, bool) or whole and v >= 2, "true, false, or a number of stages from 2"),
     }[name]
     if not ok:
         raise error(span, f"`{name}` is {describe(v)}, expected {want}", hint="the value is the command line's, not this line's" if outside else None)

@@ -416,6 +416,15 @@ def _if(f, op, xs, rs):
     return step
 
 
+def _sections(f, op, xs, rs):
+    sections = [f.block(r)[0] for r in op.regions]
+
+    def step(env):
+        for run in sections:
+            run(env)
+    return step
+
+
 def _while(f, op, xs, rs):
     (cond, (flag,)), (body, _) = (f.block(r) for r in op.regions)
 
@@ -540,5 +549,6 @@ _STEPS = {
     "scalar.bitcast": _bitcast, "scalar.philox": _philox,
     "loop.alloc": _alloc, "loop.constant": _memory_constant, "loop.view": _view, "loop.load": _load, "loop.store": _store,
     "loop.copy": _copy, "loop.parallel": _parallel, "loop.for": _for, "loop.reduce": _reduce, "loop.if": _if, "loop.while": _while,
+    "loop.sections": _sections,
     "loop.call": _call, "loop.contract": _contract, "loop.sort": _sort, "loop.pack": _pack, "loop.contract_packed": _contract_packed, "loop.assert": _assert,
 }

@@ -4,7 +4,7 @@ Deliberately small: it has to tell an exp from an add, and something that fits a
 """
 from __future__ import annotations
 
-from ..compiler.ir.core import Op
+from ..compiler.ir.core import Module, Op
 from ..compiler.ir.dims import product
 
 ROW_BUFFER_BYTES = 16 * 1024        # a row intermediate is kept rather than computed again up to this size
@@ -63,3 +63,26 @@ MATRIX_ELEMENTS = 1 << 17           # smaller matrices stay in the caches
 # ---- loops ----
 FEW_ROWS = 64                       # rows of a product up to which its right operand is read about once
 WORTH_TRANSPOSING = 4               # turns of a loop from which transposing that operand in front of it pays
+
+
+# ---- a pipeline's stages ----
+BYTE_COST, SCALAR_COST = 4.0, 3.0   # in operations of a product, which a core does at its peak: a byte read or written, a cheap operation elsewhere
+
+
+def part_cost(op: Op, module: Module) -> float:
+    """The work of a group, call or loop, in operations of a product."""
+    memory = BYTE_COST * sum(v.type.numel * v.type.dtype.bytes for v in [*op.operands, *op.results])
+    return memory + _inside(op, module)
+
+
+def _inside(op: Op, module: Module) -> float:
+    if op.name == "func.call":
+        return sum(part_cost(o, module) for o in module.funcs[op.attrs["callee"]].body.ops[:-1])
+    if op.regions:
+        inner = _inside if op.name == "tensor.fused" else part_cost
+        return op.attrs.get("length", 1) * sum(inner(o, module) for r in op.regions for o in r.ops[:-1])
+    if not op.results or op.name.startswith("func."):
+        return 0.0
+    if op.name == "tensor.dot_general":
+        return float(cost(op) * op.result.type.numel)
+    return SCALAR_COST * cost(op) * max(v.type.numel for v in [*op.operands, *op.results])

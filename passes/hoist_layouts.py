@@ -46,7 +46,7 @@ class _Layouts:
                 trips = [v.owner.attrs["value"] for v in op.operands[:2] if isinstance(v.owner, Op) and v.owner.name == "scalar.constant"]
                 if len(trips) == 2 and trips[1] - trips[0] >= WORTH_TRANSPOSING * op.attrs.get("step", 1):
                     self.loop(block, op)
-            for r in op.regions if op.name in ("loop.for", "loop.if", "loop.while") else ():
+            for r in op.regions if op.name in ("loop.for", "loop.if", "loop.while", "loop.sections") else ():
                 self.block(r)
 
     def loop(self, block: Block, loop: Op) -> None:

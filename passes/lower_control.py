@@ -43,6 +43,9 @@ def carried(body, op: Op, pos: int, n: int, elsewhere=()) -> list[Storage | None
 
 
 def scan(body, op: Op, pos: int) -> None:
+    if op.attrs.get("stages", 1) > 1 and op.attrs["length"]:
+        from .lower_pipeline import pipeline
+        return pipeline(body, op, pos)
     n, length, region = op.attrs["n_carry"], op.attrs["length"], op.regions[0]
     stacks = {c: _Stack(body, op, c) for c in range(n) if length and not op.attrs.get("progress") and keeps_history(op, c)}      # one left early has its last value elsewhere
     carries = carried(body, op, pos, n, set(stacks))

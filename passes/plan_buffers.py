@@ -2,7 +2,7 @@
 
 Before: loop stage without addresses. After: allocs carry `offset` (bytes, multiples of 64), calls carry `frame` (where the callee's
 arena starts), functions carry `arena` (bytes, callees' frames included). Two buffers share bytes only when no op of the host level
-needs both. Allocations inside kernels are private to an iteration and stay as they are.
+needs both; sections run side by side, so what one of them uses is in use while any of them runs. Allocations inside kernels are private to an iteration and stay as they are.
 """
 from __future__ import annotations
 
@@ -68,6 +68,13 @@ def plan(func: Func, module: Module) -> None:
                 if op.operands[0] in of:
                     of[op.result] = of[op.operands[0]]
                     (mine if op.operands[0] in mine else outside).add(op.result)
+                continue
+            if op.name == "loop.sections":
+                mark = len(slots)
+                touched = set().union(*(visit(r) for r in op.regions))
+                for slot in [*slots[mark:], *(of[v] for v in touched)]:
+                    slot.first, slot.last = min(slot.first, now), max(slot.last, clock[0])
+                outside |= touched - mine
                 continue
             used = set(op.operands)
             if op.name in ("loop.for", "loop.while", "loop.if"):

@@ -248,8 +248,9 @@ class _Gen(Pack):
         nest(0, b, "0")
 
 
-def emit_direct(host, op, p: DirectPlan, tid: str, threads: str) -> None:
-    """The call, from the host level; its function is added to the program's modules once."""
+def emit_direct(host, op, p: DirectPlan, tid: str, threads: str, memory_of: str | None = None) -> None:
+    """The call, from the host level; its function is added to the program's modules once. `memory_of`: the thread whose scratch memory
+    serves (None: tid)."""
     from .contract import thread_scratch
     f = host.f
     name = direct_name(p, host.e.team)
@@ -258,5 +259,5 @@ def emit_direct(host, op, p: DirectPlan, tid: str, threads: str) -> None:
     out, lhs, rhs = (host.pointer(v) for v in op.operands)
     if p.swapped:
         lhs, rhs = rhs, lhs
-    f.do(f"call void @{name}(i64 {tid}, i64 {threads}, ptr {thread_scratch(f, tid)}, ptr {lhs}, ptr {rhs}, ptr {out})")
+    f.do(f"call void @{name}(i64 {tid}, i64 {threads}, ptr {thread_scratch(f, memory_of or tid)}, ptr {lhs}, ptr {rhs}, ptr {out})")
 

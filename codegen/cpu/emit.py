@@ -69,19 +69,27 @@ class Emitter:
         self.polls: set[str] = set()                     # functions with loops that may be long: they look for Ctrl-C
         self.progress: set[str] = set()                  # functions whose loop counts as the launch's progress
         self.entries: dict[str, str] = {}                # function -> exported symbol
+        self.alone: set[str] = set()                     # functions that a thread runs by itself, called in sections
+        self.together: set[str] = set()                  # functions that all threads run
+        self.twice: set[str] = set()                     # those of both kinds that have code for each
 
     def run(self, entries: list[str]) -> None:
         """Emit these functions and all they call."""
         self.entries = {name: symbol_of(name) for name in entries}
+        self._who_calls(entries)
         host = Text(self.target)
         for name in self._callees_first(entries):
             func = self.module.funcs[name]
             steps = len(self.steps)
             self.text = Text(self.target)
             self.summaries[name] = _Host(self, func).emit()
-            if self.summaries[name].single:              # no kernel is large enough to be shared: once more for one thread
+            shared, alone = not self.summaries[name].single, name in self.alone
+            if not shared or alone and name not in self.together:      # no kernel is to be shared: once more for one thread
                 self.text.functions.pop()
                 del self.steps[steps:]
+            elif alone:
+                self.twice.add(name)
+            if not shared or alone:
                 _Host(self, func, solo=True).emit()
             loops = any(op.name in ("loop.for", "loop.while") for op in func.body.ops)
             if self.text.size > QUICK_CHARS and not loops and not self.summaries[name].single:
@@ -112,6 +120,23 @@ class Emitter:
         for name in entries:
             visit(name)
         return list(out)
+
+    def _who_calls(self, entries: list[str]) -> None:
+        """Fills `alone` and `together`."""
+        def visit(name: str, alone: bool) -> None:
+            seen = self.alone if alone else self.together
+            if name not in seen:
+                seen.add(name)
+                block(self.module.funcs[name].body, alone)
+
+        def block(b: Block, alone: bool) -> None:
+            for op in b.ops:
+                if op.name == "loop.call":
+                    visit(op.attrs["callee"], alone)
+                for r in op.regions:
+                    block(r, alone or op.name == "loop.sections")
+        for name in entries:
+            visit(name, False)
 
     def interruptible(self, name: str) -> bool:
         """Whether a launch of the function looks for Ctrl-C."""
@@ -169,18 +194,18 @@ class Emitter:
         return f"@{symbol}"
 
 
-def symbol_of(name: str) -> str:
-    """A function's name for the linker; in LLVM text it stands in quotes."""
-    return "f." + name.replace('"', "'").replace("\\", "/")
+def symbol_of(name: str, alone: bool = False) -> str:
+    """A function's name for the linker; in LLVM text it stands in quotes. `alone`: of the code for one thread by itself."""
+    return ("alone." if alone else "f.") + name.replace('"', "'").replace("\\", "/")
 
 
 class _Host(Body):
-    """Emits one function; scalars and control flow as in a kernel on one lane, kernels as calls. `solo`: for thread 0 alone, so
-    that it meets no barrier."""
+    """Emits one function; scalars and control flow as in a kernel on one lane, kernels as calls. `solo`: for one thread alone, which
+    does all of it and meets no barrier (thread 0 where no kernel is large enough to be shared, any in a section)."""
 
     def __init__(self, e: Emitter, func: Func, solo: bool = False):
         self.e, self.func, self.solo = e, func, solo
-        f = Fn(e.text, f'void @"{symbol_of(func.name)}"(ptr %rt, i64 %tid, i64 %n, ptr %args)', "#2")
+        f = Fn(e.text, f'void @"{symbol_of(func.name, solo and func.name in e.twice)}"(ptr %rt, i64 %tid, i64 %n, ptr %args)', "#2")
         super().__init__(f, e.target, Plan(e.target), e.errors)
         self.places = Places(func, n_inputs(func))
         self.sync = Sync()
@@ -219,7 +244,7 @@ class _Host(Body):
         if any(not a.single for a in self.sync.pending):     # so that waiting for the last thread counts here, not with the next kernel
             self.barrier()
         spent = f.isub(f.op(f"call i64 {clock}()"), start)
-        with f.when(f.icmp("eq", "%tid", "0")):
+        with self.first():
             slot = f.gep("i64", "@engram_profile", str(3 * at))
             f.store("i64", f.iadd(f.load("i64", slot, 8), "1"), slot, 8)
             slot = f.gep("i64", slot, "1")
@@ -252,6 +277,8 @@ class _Host(Body):
         return [Access(self.places.of[v], write, single) for v, write in touched(op) if v in self.places.of]
 
     def share(self, units: int) -> tuple[str, str]:
+        if self.solo:
+            return "0", str(units)
         f = self.f
         lo = f.udiv(f.imul("%tid", str(units)), "%n")
         return lo, f.udiv(f.imul(f.iadd("%tid", "1"), str(units)), "%n")
@@ -320,9 +347,9 @@ class _Host(Body):
         cycles = plan.cycles(self.target) + (self.e.epilogue(op, plan)[1].cost if op.regions else 0.0)
         single = cycles < SINGLE_CYCLES
         self.step(self.of_kernel(op, single), single)
-        if single:
+        if single or self.solo:
             with self.first():
-                emit(self, op, plan, "0", "1")
+                emit(self, op, plan, "0", "1", "%tid")
         else:
             emit(self, op, plan, "%tid", "%n")
 
@@ -350,7 +377,8 @@ class _Host(Body):
         summary = self.e.summaries[op.attrs["callee"]]
         self.step(summary.accesses(op, self.places), summary.single)
         f = self.f
-        symbol = symbol_of(op.attrs["callee"])
+        callee = op.attrs["callee"]
+        symbol = symbol_of(callee, self.solo and callee in self.e.twice)
         f.module.declare(f'declare void @"{symbol}"(ptr, i64, i64, ptr)')
         with self.first() if summary.single else nullcontext():
             self.called = max(self.called, len(op.operands) + 1)
@@ -387,6 +415,18 @@ class _Host(Body):
         self.f.module.declare(f"{name} = private unnamed_addr constant [{2 * len(found)} x i64] [{values}], align 8")
         self.f.module.declare("declare void @engram_pointers(ptr, i64, ptr, ptr)")
         return name
+
+    def _sections(self, op: Op) -> None:
+        """Section s is thread s's, or where there are fewer threads, those take turns."""
+        self.step([replace(a, single=False) for a in self.inside(op)], False)
+        f = self.f
+        outer, self.solo, sync = self.solo, True, self.sync
+        for s, region in enumerate(op.regions):
+            self.sync = Sync()
+            with nullcontext() if outer else f.when(f.icmp("eq", "%tid", f.op(f"urem i64 {s}, %n"))):
+                self.block(region)
+        self.solo, self.sync = outer, sync
+        self.single = False
 
     def _sort(self, op: Op) -> None:
         self.step([Access(self.places.of[v], True, True) for v in op.operands], True)
@@ -463,7 +503,7 @@ class _Host(Body):
                     out.update(self.e.summaries[o.attrs["callee"]].accesses(o, self.places))
                 elif o.name in ("loop.store", "loop.sort"):
                     out.update(Access(self.places.of[v], True, True) for v in o.operands if v in self.places.of)
-                if o.name in ("loop.for", "loop.if", "loop.while"):
+                if o.name in ("loop.for", "loop.if", "loop.while", "loop.sections"):
                     for r in o.regions:
                         visit(r)
         for r in op.regions:

@@ -284,6 +284,10 @@ class _FuncEmitter:
         branches = [(self.block(r), [self.slot(v) for v in r.ops[-1].operands]) for r in op.regions]
         return host.If(self.slot(op.operands[0]), branches, [self.slot(r) for r in op.results])
 
+    def op_sections(self, op: Op):
+        """One after the other: the queue is in order."""
+        return host.Sections([self.block(r) for r in op.regions])
+
     def op_while(self, op: Op):
         cond, body = op.regions
         return host.While(self.block(cond), self.slot(cond.ops[-1].operands[0]), self.block(body))

@@ -294,6 +294,15 @@ class If:
 
 
 @dataclass
+class Sections:
+    sections: list[list]
+
+    def run(self, f: Frame) -> None:
+        for steps in self.sections:
+            run_steps(steps, f)
+
+
+@dataclass
 class While:
     cond: list
     flag: int

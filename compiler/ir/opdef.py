@@ -46,7 +46,7 @@ class OpDef:
     exact: bool = True          # every backend gives the interpreter's bits; else within `ulp`
     ulp: float = 0.0            # stated bound for an elementwise op on f32
     terminator: bool = False
-    n_regions: int = 0
+    n_regions: int | None = 0   # None: any number
     optional_region: bool = False   # may have one more
     decompose: Callable | None = None   # decompose(b, op) -> results, in base ops; for nn.* and the derived random.*
     samples: tuple[Sample, ...] = ()

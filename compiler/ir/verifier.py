@@ -87,7 +87,7 @@ class _Verifier:
             for j, v in enumerate(op.operands):
                 if v not in scope:
                     self.error(op, f"operand {j} (%{v.name or '?'}: {v.type}) is used before its definition, or comes from elsewhere")
-            if not row.n_regions <= len(op.regions) <= row.n_regions + row.optional_region:
+            if row.n_regions is not None and not row.n_regions <= len(op.regions) <= row.n_regions + row.optional_region:
                 self.error(op, f"has {len(op.regions)} regions, expected {row.n_regions}")
             inner = set() if op.name == "tensor.fused" else scope
             for r in op.regions:

@@ -77,8 +77,11 @@ def _scan(types, attrs, regions):
 
 row("scf.scan", "A loop of `length` steps: body(index, carries..., x[index]...) yields (carries..., ys...); results are the last carries and the ys "
     "stacked along a new first dim. `reverse` runs index from length - 1 down to 0 (ys stay at their index). Operands: n_carry initial carries, then xs. `progress = true` (optional): its "
-    "steps are what a launch counts as progress, and a launch that is cancelled ends after one of them, with the carries as they are then.",
-    "*operands", _scan, SPECIAL, attrs={"length": "int", "n_carry": "int", "reverse": "bool", "progress": "bool, optional"}, n_regions=1,
+    "steps are what a launch counts as progress, and a launch that is cancelled ends after one of them, with the carries as they are then. "
+    "`pipeline = n` (optional): its body is one call of a step, which the pass `pipeline` is to cut into n stages (at most n, unless `pipeline_exactly`). After it `stages = n`: "
+    "the body is n calls in order, with what their operands need; stage s may work on step i while stage s + 1 works on step i - 1.",
+    "*operands", _scan, SPECIAL, attrs={"length": "int", "n_carry": "int", "reverse": "bool", "progress": "bool, optional",
+                                        "pipeline": "int, optional", "pipeline_exactly": "bool, optional", "stages": "int, optional"}, n_regions=1,
     example="""%s, %ys = scf.scan(%s0, %xs) {length = 5, n_carry = 1, reverse = false} ({
 ^(%i: i64[], %a: f32[], %x: f32[]):
   %b = tensor.add(%a, %x) : f32[]

@@ -165,6 +165,25 @@ _loop("while", "Repeats the second region while the first yields true; state liv
 })""")
 
 
+def _sections(types, attrs, regions):
+    need(not types and regions, "takes regions and no operands")
+    need(all(not r.args and not r.ops[-1].operands for r in regions), "sections take and yield nothing")
+    return []
+
+
+_loop("sections", "Host-level lists of which none reads or writes what another writes: they may run side by side, each on one thread, and all are "
+      "done when the op is. A stage of a pipeline is one.", "", _sections, n_regions=None, pure=False,
+      example="""loop.sections() ({
+^():
+  loop.copy(%d, %s)
+  scf.yield()
+}, {
+^():
+  loop.copy(%e, %s)
+  scf.yield()
+})""")
+
+
 def _contract(types, attrs, regions):
     need(len(types) == 3, "expected out, lhs, rhs")
     sizes: dict[str, int] = {}

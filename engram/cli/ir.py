@@ -6,7 +6,7 @@ import sys
 from . import OK
 from .errors import UserError
 from .options import dims, known_passes, pass_options, settings
-from .programs import read_ir, targets
+from .programs import Target, read_ir, targets
 
 STAGES = ("ast", "nn", "plasticity", "tensor", "fused", "loop", "llvm", "opencl")
 
@@ -33,6 +33,8 @@ def ir_command(args) -> int:
         print(dump(program.main.tree, spans=not args.no_locs))
         return OK
     target = targets(program, args.fn, dims(args.dims), 8, settings(args.set))[0]
+    if target.plan is not None and target.plan.phases[0].settings.get("pipeline"):
+        target = epoch_of(target)
     if args.quantize and target.plan is not None:
         from ..cheap import mark_plan
         mark_plan(target.module, target.plan, args.quantize)
@@ -53,6 +55,16 @@ def ir_command(args) -> int:
     if not args.diff:
         sys.stdout.write(print_module(module, locs=not args.no_locs, elide=None if args.full else 16))
     return OK
+
+
+def epoch_of(target: Target) -> Target:
+    """A train block's first epoch, in which the stages of `pipeline` are, in place of its step."""
+    from ..epochs import stages_of
+    from ..frontend import epoch_module
+    plan, phase = target.plan, target.plan.phases[0]
+    steps = phase.settings["steps_per_epoch"] * phase.settings["accumulate"]
+    module, names = epoch_module(phase.module, phase.entry, len(plan.slots), plan.dataset.n, [(steps, steps)], stages_of(phase, "cpu", None))
+    return Target(target.name, module, names[0], plan)
 
 
 def updates_text(report: list[dict]) -> str:
