@@ -127,6 +127,6 @@ train block {
 """)
     assert main(["check", "--locality", str(file)]) == 0
     rows = [line.rsplit("  ", 1) for line in capsys.readouterr().out.splitlines()[1:]]
-    verdicts = {r[0].split()[0]: r[1].strip() for r in rows}
+    verdicts = {r[0].split()[1]: r[1].strip() for r in rows}          # behind the block's name
     assert verdicts["model.first.w"] == verdicts["model.second.w"] == verdicts["model.out.w"] == "local"
     assert verdicts["model.net.first.w"] == "local to a block of 3 layers"

@@ -12,8 +12,8 @@ from engram.passes.decompose import Decompose
 from engram.passes.grad import Grad
 
 STEP = 1e-6
-# their gradient is by definition not the derivative of what they compute: tests/test_packed.py holds it against the straight-through formula
-STRAIGHT_THROUGH = {"nn.quantize", "nn.quantized_dot"}
+# their gradient is by definition not the derivative of what they compute: tests/test_packed.py and test_packed_conv.py hold it against the straight-through formula
+STRAIGHT_THROUGH = {"nn.quantize", "nn.quantized_dot", "nn.quantized_conv"}
 
 
 def type_of(text: str) -> TensorType:

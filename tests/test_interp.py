@@ -354,6 +354,8 @@ def np_pack(v, a):
 
 
 def np_dot_packed(x, p, a):
+    lead = x.ndim - a.get("dims", 1)
+    x = x.reshape(*x.shape[:lead], -1)
     if a["format"] == "int16":
         w = p.reshape(*p.shape[:2], 16, 2).transpose(1, 3, 0, 2)
     else:
@@ -361,7 +363,7 @@ def np_dot_packed(x, p, a):
         per = {4: 4, 16: 2, 256: 1}[len(values)]
         codes = p.reshape(*p.shape[:2], 16, 4)[..., None] >> (8 // per * np.arange(per)) & len(values) - 1
         w = values[codes].transpose(1, 4, 3, 0, 2)
-    return x.astype(np.int64) @ w.reshape(x.shape[-1], -1)[:, :a["n"]]
+    return np.moveaxis(x.astype(np.int64) @ w.reshape(x.shape[-1], -1)[:, :a["n"]], -1, a.get("at", lead))
 
 
 TENSOR = {
