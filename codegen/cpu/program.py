@@ -202,6 +202,7 @@ _ALONE = _holders([np.empty(1, np.uint8)])[0]                     # only in the 
 
 
 _NOTHING = object()
+MANY = 48                                                         # arguments from which on NumPy compares them faster than a loop
 
 
 class _Entry:
@@ -214,8 +215,17 @@ class _Entry:
         self.table = (ctypes.c_uint64 * (len(s.inputs) + len(s.outputs) + 1))()      # arena, arguments, results
         self.pointers = ctypes.addressof(self.table)
         self.last: list = [_NOTHING] * len(s.inputs)
-        self.spans = np.zeros((2, len(s.inputs)), np.int64)       # first address and the one after the last, of each argument
+        n = len(s.inputs)                                         # first address and the one after the last, of each argument
+        self.spans = ([0] * n, [0] * n) if n < MANY else np.zeros((2, n), np.int64)
         self.kept: dict[int, list[np.ndarray]] = {}               # memory of large results, by number
+
+    def touching(self, i: int) -> list[int]:
+        """The arguments whose memory overlaps that of argument i, itself among them."""
+        starts, ends = self.spans
+        lo, hi = starts[i], ends[i]
+        if isinstance(starts, list):
+            return [j for j, (a, b) in enumerate(zip(starts, ends)) if a < hi and lo < b]
+        return np.flatnonzero((starts < hi) & (lo < ends)).tolist()
 
     def result(self, i: int, dtype: np.dtype, shape: tuple[int, ...]) -> np.ndarray:
         """Memory for result i: that of an earlier call, once nobody holds its result any more (fresh pages of a large array cost more
@@ -369,7 +379,7 @@ class CpuProgram:
             starts[i] = table[i + 1]
             ends[i] = starts[i] + arrays[i].nbytes
         for i in changed:
-            for j in np.flatnonzero((starts < ends[i]) & (starts[i] < ends)).tolist():
+            for j in entry.touching(i):
                 if j != i and (i in donated or j in donated) and starts[j] < ends[i] and starts[i] < ends[j]:
                     k = i if i in donated else j
                     arrays[k] = self.to_device(arrays[k])

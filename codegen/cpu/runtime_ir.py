@@ -28,7 +28,8 @@ RT_BYTES = 512
 CANCELLED = 2           # RT_CANCEL from here on: leave every loop; at 1 a loop of whole steps (loop.for with `progress`) ends after its step
 
 SPINS = 600             # x86: a pause is 40-140 cycles, so about 20 microseconds
-YIELDS = 2000           # system calls of some 0.3 microseconds where no one else wants the processor
+YIELDS = 60             # system calls of some 0.3 microseconds. None: two threads that meet often, one always asleep, may stay on one processor;
+                        # 2000: they may stay there without ever sleeping (an MLP's step 1.7 or 2.7 ms, by chance)
 
 _FUTEX = {"x86_64": 202, "aarch64": 98}
 _YIELD = {"x86_64": 24, "aarch64": 124}
