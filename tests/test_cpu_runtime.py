@@ -186,3 +186,45 @@ def test_interrupts_when_the_handler_before_takes_itself_away():
                 pass
     """)
     subprocess.run([sys.executable, "-c", program], check=True, timeout=60)
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_getaffinity"), reason="no affinity here")
+def test_who_waits_on_the_openers_processor_moves_off_it():
+    lib, addresses = runtime._library()
+    apart = ctypes.CFUNCTYPE(None, ctypes.c_void_p)(addresses["engram_apart"])
+    getcpu = ctypes.CDLL(None).sched_getcpu
+    allowed = os.sched_getaffinity(0)
+    if len(allowed) < 2:
+        pytest.skip("one processor")
+    block = runtime.Memory(runtime.ir.RT_BYTES)
+    opener = ctypes.c_int32.from_address(block.address + runtime.ir.RT_OPENER)
+    can = ctypes.c_int32.from_address(block.address + runtime.ir.RT_APART)
+    cpu = min(allowed)
+
+    def ends(where: set[int]) -> int:
+        """The processor after a wait that a thread on `cpu` has ended, for a thread that was on `cpu` itself and may use `where`."""
+        os.sched_setaffinity(0, {cpu})
+        os.sched_setaffinity(0, where)
+        opener.value = getcpu()                      # the system itself may just have moved us
+        apart(block.address)
+        return getcpu() - opener.value
+    try:
+        can.value = 1
+        moved = [ends(allowed) for _ in range(20)]
+        assert moved.count(0) <= 5                   # on a busy system it may move us back at once, but not as a rule
+        assert os.sched_getaffinity(0) == allowed    # every processor is allowed again
+        assert not ends({cpu}) and os.sched_getaffinity(0) == {cpu}
+        opener.value = -1
+        apart(block.address)
+        can.value = 0                                # more threads than processors
+        stays = [ends(allowed) for _ in range(20)]
+        assert stays.count(0) >= 15
+    finally:
+        os.sched_setaffinity(0, allowed)
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_getaffinity"), reason="no affinity here")
+def test_threads_keep_apart_only_where_each_can_have_a_processor():
+    n = len(os.sched_getaffinity(0))
+    for threads, apart in ((n, 1), (n + 1, 0)):
+        assert ctypes.c_int32.from_address(runtime.Runtime(threads).address + runtime.ir.RT_APART).value == apart

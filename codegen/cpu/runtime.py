@@ -51,8 +51,10 @@ def symbols() -> dict[str, int]:
 def default_threads() -> int:
     """The processors this process may use (`ENGRAM_THREADS` overrides)."""
     wanted = os.environ.get("ENGRAM_THREADS", "")
-    if wanted.isdigit() and int(wanted) > 0:
-        return int(wanted)
+    return int(wanted) if wanted.isdigit() and int(wanted) > 0 else _processors()
+
+
+def _processors() -> int:
     try:
         return len(os.sched_getaffinity(0))
     except AttributeError:
@@ -112,6 +114,7 @@ class Runtime:
         self._scratch: Memory | None = None
         self._scratch_each = 0
         self._write(ir.RT_THREADS, threads)
+        ctypes.c_int32.from_address(self.address + ir.RT_APART).value = threads <= _processors()
         self._launch = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_void_p)(addresses["engram_launch"])
         self._error = ctypes.c_int64.from_address(self.address + ir.RT_ERROR)
         self._error_value = ctypes.c_int64.from_address(self.address + ir.RT_ERROR + 8)

@@ -2,8 +2,9 @@
 
 One runtime block (`RT_*` offsets, each hot word on its own cache line) is shared by the threads of a team. Waiting
 threads spin for a few tens of microseconds, yield the processor for some hundreds and then sleep in a futex (where there is none, they go on
-yielding). Who sleeps is no load that the system would balance: two threads that meet at a barrier every few microseconds, one of them always
-asleep, stayed on one processor for seconds, the other idle. Threads that yield are seen and moved apart.
+yielding). Two threads that the system has put on one processor, the other idle, each work while the other waits: who waits is no load that
+would be balanced soon (25 ms for the steps of an MLP, seconds where barriers are microseconds apart). So who opens a barrier notes its
+processor, and who finds itself on it after a long wait moves to another one (Linux, where there are processors enough).
 No knowledge about kernels: a job is `void fn(ptr runtime, i64 tid, i64 threads, ptr args)`.
 """
 from __future__ import annotations
@@ -19,23 +20,28 @@ RT_SLEEPERS = 192       # i32: threads asleep in a futex
 RT_JOB = 256            # ptr fn (null: the worker ends), ptr args
 RT_THREADS = 272        # i64
 RT_SCRATCH = 280        # ptr, i64 bytes per thread
+RT_APART = 296          # i32: no more threads than processors, so each can have its own
 RT_ERROR = 320          # i64 code (0: none), i64 value
 RT_CANCEL = 384         # i32: set from outside (Ctrl-C); two i32 after it: what thread 0 saw, agreed on by all
 RT_CTRL_C = 396         # i32: what a Ctrl-C adds to RT_CANCEL
 RT_PROGRESS = 448       # i64: steps done, written by native loops
-RT_BYTES = 512
+RT_OPENER = 512         # i32: the processor of the thread that last ended a wait of others
+RT_BYTES = 576
 
 CANCELLED = 2           # RT_CANCEL from here on: leave every loop; at 1 a loop of whole steps (loop.for with `progress`) ends after its step
 
 SPINS = 600             # x86: a pause is 40-140 cycles, so about 20 microseconds
-YIELDS = 60             # system calls of some 0.3 microseconds. None: two threads that meet often, one always asleep, may stay on one processor;
-                        # 2000: they may stay there without ever sleeping (an MLP's step 1.7 or 2.7 ms, by chance)
+YIELDS = 600            # system calls of some 0.3 microseconds: longer than a training step's end in Python, so that its next one finds the threads awake
+
+MASK_BYTES = 1024       # a set of processors, 8192 of them (the kernel's own limit)
 
 _FUTEX = {"x86_64": 202, "aarch64": 98}
 _YIELD = {"x86_64": 24, "aarch64": 124}
+_SETAFFINITY = {"x86_64": 203, "aarch64": 122}
+_GETAFFINITY = {"x86_64": 204, "aarch64": 123}
 _WAIT, _WAKE = 128, 129            # FUTEX_WAIT_PRIVATE, FUTEX_WAKE_PRIVATE
 
-EXPORTS = ("engram_worker", "engram_launch", "engram_barrier", "engram_fail", "engram_pointers", "engram_stop", "engram_sigint",
+EXPORTS = ("engram_worker", "engram_launch", "engram_barrier", "engram_fail", "engram_pointers", "engram_apart", "engram_stop", "engram_sigint",
            "engram_signal_state")
 
 
@@ -46,7 +52,41 @@ def runtime_text(target: CpuTarget) -> str:
                    "aarch64": ("call void @llvm.aarch64.hint(i32 1)", "declare void @llvm.aarch64.hint(i32)"),
                    }.get(arch, ("fence seq_cst", ""))
     if sys.platform.startswith("linux") and arch in _FUTEX:
-        declare = "declare i64 @syscall(i64, ...)"
+        declare = "declare i64 @syscall(i64, ...)\ndeclare i32 @sched_getcpu()"
+        note = f"""  %cpu = call i32 @sched_getcpu()
+  %op = getelementptr i8, ptr %rt, i64 {RT_OPENER}
+  store atomic i32 %cpu, ptr %op monotonic, align 4"""
+        apart = f"""  %fp = getelementptr i8, ptr %rt, i64 {RT_APART}
+  %can = load i32, ptr %fp, align 4
+  %op = getelementptr i8, ptr %rt, i64 {RT_OPENER}
+  %theirs = load atomic i32, ptr %op monotonic, align 4
+  %mine = call i32 @sched_getcpu()
+  %met = icmp eq i32 %mine, %theirs
+  %known = icmp ult i32 %mine, {8 * MASK_BYTES}
+  %here = and i1 %met, %known
+  %may = icmp ne i32 %can, 0
+  %move = and i1 %here, %may
+  br i1 %move, label %ask, label %stay
+ask:
+  %all = alloca [{MASK_BYTES} x i8], align 8
+  %got = call i64 (i64, ...) @syscall(i64 {_GETAFFINITY[arch]}, i64 0, i64 {MASK_BYTES}, ptr %all)
+  %some = icmp sgt i64 %got, 0
+  br i1 %some, label %leave, label %stay
+leave:
+  %at = lshr i32 %mine, 3
+  %byte = getelementptr i8, ptr %all, i32 %at
+  %in = and i32 %mine, 7
+  %in8 = trunc i32 %in to i8
+  %bit = shl i8 1, %in8
+  %had = load i8, ptr %byte, align 1
+  %not = xor i8 %bit, -1
+  %less = and i8 %had, %not
+  store i8 %less, ptr %byte, align 1
+  %gone = call i64 (i64, ...) @syscall(i64 {_SETAFFINITY[arch]}, i64 0, i64 %got, ptr %all)
+  store i8 %had, ptr %byte, align 1
+  %back = call i64 (i64, ...) @syscall(i64 {_SETAFFINITY[arch]}, i64 0, i64 %got, ptr %all)
+  br label %stay
+stay:"""
         number = _FUTEX[arch]
         give_way = f"%y = call i64 (i64, ...) @syscall(i64 {_YIELD[arch]})"
         wait = f"""  %s = getelementptr i8, ptr %rt, i64 {RT_SLEEPERS}
@@ -65,10 +105,17 @@ done:"""
     else:
         declare = "declare i32 @sched_yield()"
         give_way = "%y = call i32 @sched_yield()"
-        wait, wake = "  %r = call i32 @sched_yield()", ""
+        wait, wake, note, apart = "  %r = call i32 @sched_yield()", "", "", ""
     return f"""
 {declare}
 {hint}
+
+; after a long wait: off the processor of the thread that ended it
+define void @engram_apart(ptr %rt) #2 {{
+entry:
+{apart}
+  ret void
+}}
 
 ; spin, then yield, then sleep, while *word == old
 define internal void @wait(ptr %rt, ptr %word, i32 %old) #2 {{
@@ -89,7 +136,7 @@ yield:
   {give_way}
   %v1 = load atomic i32, ptr %word acquire, align 4
   %same1 = icmp eq i32 %v1, %old
-  br i1 %same1, label %yield.again, label %done
+  br i1 %same1, label %yield.again, label %late
 yield.again:
   %j1 = add i64 %j, 1
   %more1 = icmp slt i64 %j1, {YIELDS}
@@ -98,10 +145,20 @@ sleep:
 {wait}
   %v2 = load atomic i32, ptr %word acquire, align 4
   %same2 = icmp eq i32 %v2, %old
-  br i1 %same2, label %sleep.again, label %done
+  br i1 %same2, label %sleep.again, label %late
 sleep.again:
   br label %sleep
+late:
+  call void @engram_apart(ptr %rt)
+  br label %done
 done:
+  ret void
+}}
+
+; this thread is about to end a wait of others
+define internal void @note(ptr %rt) #2 {{
+entry:
+{note}
   ret void
 }}
 
@@ -128,6 +185,7 @@ team:
   br i1 %last, label %open, label %wait
 open:
   store atomic i32 0, ptr %ap monotonic, align 4
+  call void @note(ptr %rt)
   %g1 = add i32 %g, 1
   store atomic i32 %g1, ptr %gp release, align 4
   call void @wake(ptr %rt, ptr %gp)
@@ -189,6 +247,7 @@ entry:
   %jap = getelementptr i8, ptr %rt, i64 {RT_JOB + 8}
   store ptr %fn, ptr %jp, align 8
   store ptr %args, ptr %jap, align 8
+  call void @note(ptr %rt)
   %e = load i32, ptr %ep, align 4
   %e1 = add i32 %e, 1
   store atomic i32 %e1, ptr %ep release, align 4
