@@ -87,7 +87,7 @@ def aligned_empty(shape, dtype: np.dtype) -> np.ndarray:
     size = math.prod(shape) * dtype.itemsize
     if size <= ALIGN:
         return np.empty(shape, dtype)
-    return _shaped(_raw(size), shape, dtype, size)
+    return _shaped(_raw(size), shape, dtype)[0]
 
 
 def _raw(size: int) -> np.ndarray:
@@ -107,13 +107,18 @@ def zeros(kinds: list[tuple[tuple[int, ...], np.dtype]]) -> list[np.ndarray]:
     return out
 
 
-def _shaped(raw: np.ndarray, shape, dtype: np.dtype, size: int) -> np.ndarray:
-    start = -_address(raw) % ALIGN
-    return raw[start:start + size].view(dtype).reshape(shape)
+def _shaped(raw: np.ndarray, shape, dtype: np.dtype) -> tuple[np.ndarray, int]:
+    """An array in the bytes of `raw`, from the first cache line on; its address."""
+    address = _address(raw)
+    start = -address % ALIGN
+    return np.ndarray(shape, dtype, raw, start), address + start
 
 
 def _address(a: np.ndarray) -> int:
-    return a.__array_interface__["data"][0]
+    try:
+        return ctypes.addressof(ctypes.c_char.from_buffer(a))     # a quarter of the time, which counts in a call of microseconds
+    except (TypeError, ValueError, BufferError):                  # read only, empty, or of a dtype that buffers don't know
+        return a.__array_interface__["data"][0]
 
 
 @functools.cache
@@ -209,9 +214,10 @@ class _Entry:
     """A loaded function: its signature, its address and the table of pointers it is called with."""
 
     def __init__(self, s: Signature, address: int, team: Runtime):
-        self.name, self.inputs, self.outputs, self.names, self.arena = s.name, s.inputs, s.outputs, s.names, s.arena
+        self.name, self.inputs, self.names, self.arena = s.name, s.inputs, s.names, s.arena
+        self.outputs = [(kind, np.dtype(d), shape, math.prod(shape) * np.dtype(d).itemsize) for kind, d, shape in s.outputs]
         self.address, self.team, self.interruptible, self.steps = address, team, s.interruptible, s.steps
-        self.donated = sorted({kind for kind, _, _ in s.outputs if kind >= 0})
+        self.donated = sorted({kind for kind, *_ in s.outputs if kind >= 0})
         self.table = (ctypes.c_uint64 * (len(s.inputs) + len(s.outputs) + 1))()      # arena, arguments, results
         self.pointers = ctypes.addressof(self.table)
         self.last: list = [_NOTHING] * len(s.inputs)
@@ -227,20 +233,21 @@ class _Entry:
             return [j for j, (a, b) in enumerate(zip(starts, ends)) if a < hi and lo < b]
         return np.flatnonzero((starts < hi) & (lo < ends)).tolist()
 
-    def result(self, i: int, dtype: np.dtype, shape: tuple[int, ...]) -> np.ndarray:
-        """Memory for result i: that of an earlier call, once nobody holds its result any more (fresh pages of a large array cost more
-        than a kernel that fills it)."""
-        dtype = np.dtype(dtype)
-        size = math.prod(shape) * dtype.itemsize
+    def result(self, i: int, dtype: np.dtype, shape: tuple[int, ...], size: int) -> tuple[np.ndarray, int]:
+        """Memory for result i, its address: that of an earlier call, once nobody holds its result any more (fresh pages of a large array
+        cost more than a kernel that fills it)."""
+        if size <= ALIGN:
+            out = np.empty(shape, dtype)
+            return out, _address(out)
         if size < REUSED:
-            return aligned_empty(shape, dtype)
+            return _shaped(np.empty(size + ALIGN, np.uint8), shape, dtype)
         kept = self.kept.setdefault(i, [])
         for raw, holders in zip(kept, _holders(kept)):
             if holders == _ALONE:
-                return _shaped(raw, shape, dtype, size)
+                return _shaped(raw, shape, dtype)
         raw = _raw(size)
         self.kept[i] = [raw, *kept[:1]]                           # two, for a caller who still holds the last one
-        return _shaped(raw, shape, dtype, size)
+        return _shaped(raw, shape, dtype)
 
 
 class CpuProgram:
@@ -279,7 +286,7 @@ class CpuProgram:
     def together(self, arrays: list[np.ndarray]) -> list[np.ndarray]:
         """Arrays that every call reads: copies of the smaller ones side by side, on huge pages; a large one has such pages of its own."""
         room = [-(-a.nbytes // ALIGN) * ALIGN if a.nbytes < 2 * HUGE_PAGE else 0 for a in arrays]
-        raw = _shaped(_raw(sum(room)), (sum(room),), np.uint8, sum(room))
+        raw = _shaped(_raw(sum(room)), (sum(room),), np.dtype(np.uint8))[0]
         out, at = list(arrays), 0
         for k, (a, n) in enumerate(zip(arrays, room)):
             if n:
@@ -321,15 +328,14 @@ class CpuProgram:
             if changed and entry.donated:
                 self._separate(entry, changed)
             outputs, at = [], len(arrays)
-            for kind, dtype, shape in entry.outputs:
+            for kind, dtype, shape, size in entry.outputs:
                 at += 1
                 if kind >= 0:
                     out = arrays[kind]
                     if changed:
                         table[at] = table[kind + 1]
                 else:
-                    out = entry.result(at, dtype, shape)
-                    table[at] = _address(out)
+                    out, table[at] = entry.result(at, dtype, shape, size)
                 outputs.append(out)
             if self._arena is None or self._arena.nbytes < entry.arena:
                 self._arena = Memory(max(entry.arena, 4096))
