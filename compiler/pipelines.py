@@ -38,6 +38,7 @@ def optimising() -> list:
     from ..passes.cse import Cse
     from ..passes.dce import Dce
     from ..passes.fold import Fold
+    from ..passes.gather_products import GatherProducts
     from ..passes.hoist import Hoist
     from ..passes.inline import Inline
     from ..passes.integer_dots import IntegerDots
@@ -49,6 +50,7 @@ def optimising() -> list:
         IntegerDots(),           # before merging: a matrix that several products use is packed once
         Cse(),
         Hoist(),                 # after merging: products of a scan's inputs leave the loop once
+        GatherProducts(),        # after hoisting: a product with an embedding of a scan's inputs has left the loop
         Canonicalize(),          # merging shows new identities
         Dce(),
     ]

@@ -60,6 +60,10 @@ MATRIX_CHUNKS = 4                   # chunks of rows that threads read each from
 MATRIX_ELEMENTS = 1 << 17           # smaller matrices stay in the caches
 
 
+# ---- rows of a table ----
+TABLE_REUSE = 2                     # uses of each row, on average, from which on a product is done with the table before its rows are taken
+
+
 # ---- loops ----
 FEW_ROWS = 64                       # rows of a product up to which its right operand is read about once
 WORTH_TRANSPOSING = 4               # turns of a loop from which transposing that operand in front of it pays
