@@ -15,6 +15,7 @@ from .access import Access
 from .gemm_base import symbol
 from .irtext import Fn, Module
 from .lanes import Plan, base_lanes, constant, trips, varying
+from .row_contract import emit_row, in_place
 from .runtime_ir import CANCELLED, RT_CANCEL
 from .scalars import Ops, mem_elem, reg_elem
 from .target import CpuTarget
@@ -331,6 +332,9 @@ class Body(Access):
         if plan is None or plan.tables:
             for o in contract.loop_nest(op):
                 self.op(o)
+            return
+        if in_place(plan, self.target):
+            emit_row(self, op, plan)
             return
         self.gemms.add(plan.callee)
         self.f.module.declare(f"declare void @{symbol(plan.callee)}(i64, i64, ptr, ptr)")
