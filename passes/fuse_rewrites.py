@@ -5,6 +5,7 @@
 * pad(a) + pad(b) + ..., side by side along one dim     ->  concat(a, b, ...)
 * dot_general(cast(a), cast(b)), casts that keep every value  ->  dot_general(a, b) {dtype}, which reads the narrow ones
 * x . w, a vector by a large matrix whose rows are summed  ->  the sum over a few chunks of rows of their products
+* x <= 0 ? 0 : g back to the largest of each window of x  ->  (maximum <= 0 ? 0 : g) back to them: relu's gradient behind a max pool's
 * fold_windows(w . g), the gradient of a convolution     ->  reversed w . windows(padded g), which stores no windows
 """
 from __future__ import annotations
@@ -20,7 +21,7 @@ BRANCH_COST = 16                    # both branches of an `if` on single numbers
 
 
 def rewrite_block(block: Block) -> None:
-    """All rewrites, in one sweep over the block and its regions."""
+    """All rewrites, in two sweeps over the block and its regions."""
     used = uses(block)
 
     def once(v: Value) -> bool:
@@ -31,6 +32,8 @@ def rewrite_block(block: Block) -> None:
             return _select(op, out)
         if op.name == "tensor.add":
             return _scatter(op, out, once) or _side_by_side(op, out, used)
+        if op.name == "tensor.select":
+            return _masked_pool(op, out, once, used)
         if op.name == "tensor.dot_general":
             return _narrow_operands(op, out) or _vector_by_matrix(op, out)
         if op.name == "tensor.fold_windows" and not separate_windows(op):
@@ -38,6 +41,7 @@ def rewrite_block(block: Block) -> None:
         return None
 
     rewrite(block, step)
+    rewrite(block, _bordered)                          # when what folds has been found
     remove_unused(block)
 
 
@@ -160,6 +164,71 @@ def _part(op: Op) -> tuple[int, int, int, Value] | None:
         return None
     lo = op.attrs["low"][dims[0]]
     return dims[0], lo, lo + x.type.shape[dims[0]], x
+
+
+def _is_zero(v: Value) -> bool:
+    o = v.owner
+    return isinstance(o, Op) and o.name == "tensor.constant" and not hasattr(o.attrs["value"], "shape") and o.attrs["value"] == 0
+
+
+def _made(v: Value, *names: str) -> list[Op] | None:
+    """The chain of ops that make v, the last one first; a reshape in front of one of them may be missing. None where it is another chain."""
+    found: list[Op] = []
+    for name in names:
+        if found and found[-1].operands:
+            v = found[-1].operands[0]
+        o = v.owner
+        if not isinstance(o, Op) or o.name != "tensor." + name:
+            if name == "reshape":
+                continue
+            return None
+        found.append(o)
+    return found
+
+
+def _masked_pool(op: Op, out: Block, once, used) -> list[Value] | None:
+    """The element that a window's gradient goes to is its maximum, so relu's mask is a mask of maxima: a quarter of the elements for windows of 2 x 2, and
+    nobody has to keep x."""
+    mask, zero, f = op.operands
+    if not (_is_zero(zero) and once(f) and once(mask)) or mask.owner.name != "tensor.compare" or mask.owner.attrs["predicate"] != "le" \
+            or not _is_zero(mask.owner.operands[1]):
+        return None
+    x = mask.owner.operands[0]
+    back = _made(f, "fold_windows", "reshape", "select")
+    if back is None or not separate_windows(back[0]):
+        return None
+    pick = back[-1]
+    hit, spread, none = pick.operands
+    where = _made(hit, "compare", "iota")
+    if where is None or not _is_zero(none) or where[0].attrs["predicate"] != "eq" or not once(pick.result):
+        return None
+    last = hit.type.rank - 1
+    winner = _made(where[0].operands[1], "broadcast", "argmax", "reshape", "windows")
+    if where[1].attrs["dim"] != last or winner is None or winner[1].attrs["dim"] != last or winner[-1].operands[0] is not x \
+            or any(winner[-1].attrs[k] != back[0].attrs[k] for k in ("size", "stride", "dilation")) \
+            or list(winner[0].attrs["dims"]) != list(range(last)) or (g := _made(spread, "broadcast")) is None or list(g[0].attrs["dims"]) != list(range(last)):
+        return None
+    b, g, windows = Builder(out, op.loc), g[0].operands[0], winner[1].operands[0]
+    m = next((u.result for u in used[windows] if u.name == "tensor.reduce_max" and list(u.attrs["dims"]) == [last] and u in out.ops), None)
+    m = b.reduce("max", windows, [last]) if m is None else m
+    g = b.select(b.compare("le", m, b.zeros(m.type)), b.zeros(g.type), g)
+    v = b.select(hit, b.broadcast(g, spread.type.shape, list(range(last))), none)
+    return [b.op("tensor.fold_windows", [b.reshape(v, back[0].operands[0].type.shape)], back[0].attrs, loc=back[0].loc).result]
+
+
+def _bordered(op: Op, out: Block) -> list[Value] | None:
+    """What no window reaches are zeros behind the windows, which then lie side by side (lower_windows.py)."""
+    if op.name != "tensor.fold_windows":
+        return None
+    a, shape = op.attrs, op.operands[0].type.shape
+    n = len(a["size"])
+    rest = [m - o * s for m, o, s in zip(a["shape"], shape[len(shape) - 2 * n:len(shape) - n], a["stride"])]
+    if not any(rest) or min(rest) < 0 or any(k != s or d != 1 for k, s, d in zip(a["size"], a["stride"], a["dilation"])):
+        return None
+    b, lead = Builder(out, op.loc), [0] * (len(shape) - 2 * n)
+    x = b.op("tensor.fold_windows", [op.operands[0]], {**a, "shape": [m - r for m, r in zip(a["shape"], rest)]}).result
+    none = [0] * op.result.type.rank
+    return [b.op("tensor.pad", [x, b.constant(0, TensorType(x.type.dtype))], {"low": none, "high": [*lead, *rest], "interior": none}).result]
 
 
 def _narrow_operands(op: Op, out: Block) -> list[Value] | None:

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from ..compiler.ir.core import Op, Value
 from ..compiler.ir.dims import product
 from ..compiler.ir.opdef import OPS
-from ..compiler.ir.types import DType, accumulator, i64
+from ..compiler.ir.types import DType, accumulator, i32, i64
 from .cost import UNROLLED
 from .lower_kernel import Index, Kernel, Scope
 
@@ -89,7 +89,16 @@ class Elements:
         name = "scalar." + op.name[len("tensor."):]
         if name in ("scalar.floordiv", "scalar.mod", "scalar.fmod") and xs[0].type.dtype.is_int:
             return self.int_division(name, xs[0], xs[1], op)
+        if name == "scalar.compare" and xs[0].type.dtype is i64:
+            narrow = [self.narrow(x) for x in xs]
+            xs = xs if None in narrow else narrow
         return self.k.pure(name, xs, op.attrs, op.loc)
+
+    def narrow(self, x: Value) -> Value | None:
+        """An i64 as an i32, where it certainly is one."""
+        if x in self.k.consts:
+            return self.k.constant(self.k.consts[x], i32) if abs(self.k.consts[x]) < 1 << 31 else None
+        return x.owner.operands[0] if isinstance(x.owner, Op) and x.owner.name == "scalar.cast" and x.owner.operands[0].type.dtype is i32 else None
 
     def int_division(self, name: str, x: Value, y: Value, op: Op) -> Value:
         """Division that cannot trap: zero is reported and replaced by 1; x // -1 is a negation (the least value has no quotient)."""
@@ -292,6 +301,7 @@ def _arg(g, op, index):
         hit = k.pure("scalar.compare", [e, best], {"predicate": "eq"}, op.loc)
         if dtype.is_float:
             hit = k.pure("scalar.or", [hit, k.pure("scalar.compare", [e, e], {"predicate": "ne"}, op.loc)])
-        return [k.pure("scalar.select", [hit, ivs[0], k.index(n - 1)], None, op.loc)]
+        i, last = (k.constant(k.consts[ivs[0]], i32), k.constant(n - 1, i32)) if n <= UNROLLED else (ivs[0], k.index(n - 1))
+        return [k.pure("scalar.select", [hit, i, last], None, op.loc)]
 
-    return g.reduce_nest(scope, [n], ["min"], body, op.loc)[0]
+    return g.cast(g.reduce_nest(scope, [n], ["min"], body, op.loc)[0], i64)       # unrolled: as wide as an f32, so that a vector holds as many

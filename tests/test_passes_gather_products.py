@@ -142,7 +142,6 @@ def test_a_product_that_others_read_and_a_frozen_table_stay():
 
 PROGRAM = """
 fn loss(emb: f32[11, 24], w: f32[24, 40], i: int[T, B], y: f32[T, B, 40]) -> f32 { sum((tanh(emb[i] @ w) - y) ** 2) }
-fn both(emb: f32[11, 24], w: f32[24, 40], i: int[T, B], y: f32[T, B, 40]) { grad(loss, wrt = (emb, w))(emb, w, i, y) }
 """
 
 
