@@ -556,3 +556,25 @@ def test_equal_kernels_are_compiled_once():
       scf.yield()}})""" for x, y in (("x", "y"), ("y", "z"), ("z", "w")))
     text = llvm_text(program("%x: buf<f32[64]>, %y: buf<f32[64]>, %z: buf<f32[64]>, %w: buf<f32[64]>", body, 1, 3))
     assert len(re.findall(r"define void @k\d+", text)) == 1
+
+
+@pytest.mark.parametrize("machine", ["avx512", "avx2", "generic"])
+def test_floats_become_integers_in_vectors(monkeypatch, machine):
+    """With every edge: what is beyond, halves, infinities, NaN; and not element by element."""
+    monkeypatch.setenv("ENGRAM_CPU", machine)
+    edges = [s * (2.0 ** n + d) for n in (7, 8, 15, 16, 31, 32, 63, 64) for d in (-1, -0.5, 0, 0.5, 1) for s in (1, -1)]
+    edges += [s * np.nextafter(np.float32(2.0 ** n), np.float32(0)) for n in (31, 32, 63, 64) for s in (1, -1)]
+    x = np.array([*edges, 0.0, -0.0, 0.99, -0.99, 1e30, -1e30, np.inf, -np.inf, np.nan])
+    for frm in ("f64", "f32", "f16", "bf16"):
+        with np.errstate(over="ignore"):
+            y = x.astype(DTYPES[frm].numpy)
+        for to in ("i8", "u8", "i16", "u16", "i32", "u32", "i64", "u64"):
+            module = parse_module(f"""module attributes {{stage = "tensor"}} {{
+  func @f(%x: {frm}[{len(y)}]) -> ({to}[{len(y)}]) {{
+    %o = tensor.cast(%x) {{dtype = {to}}} : {to}[{len(y)}]
+    func.return(%o)
+  }}
+}}""")
+            loops = lowered(module)
+            np.testing.assert_array_equal(CpuProgram(loops, threads=1).call("f", [y])[0], Interpreter(module).call("f", [y])[0], err_msg=f"{frm} to {to}")
+            assert not re.search(r"fpto[su]i\.sat\.v", llvm_text(loops))
