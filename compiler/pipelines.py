@@ -64,12 +64,14 @@ def lowering() -> list:
     from ..passes.pipeline import Pipeline
     from ..passes.plan_buffers import PlanBuffers
     from ..passes.schedule import Schedule
+    from ..passes.stream_stores import StreamStores
     return [
         Fuse(),
         Pipeline(),              # after fusing: a group goes to one stage as it is, which keeps its bits
         Schedule(),              # after fusing: groups are what runs, and their results what takes memory
         _Stage(LowerToLoops(), LOOP),
         _Stage(HoistLayouts(), LOOP),
+        StreamStores(),          # after lowering: what a kernel reads and writes is known
         PlanBuffers(),           # last: it fixes addresses
     ]
 

@@ -64,6 +64,10 @@ MATRIX_ELEMENTS = 1 << 17           # smaller matrices stay in the caches
 TABLE_REUSE = 2                     # uses of each row, on average, from which on a product is done with the table before its rows are taken
 
 
+# ---- stores ----
+STREAM_BYTES = 32 << 20             # results from this size on do not stay in a last cache until they are read
+
+
 # ---- loops ----
 FEW_ROWS = 64                       # rows of a product up to which its right operand is read about once
 WORTH_TRANSPOSING = 4               # turns of a loop from which transposing that operand in front of it pays

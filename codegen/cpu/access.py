@@ -148,7 +148,11 @@ class Access:
         if at.contiguous:
             ptr = f.gep(elem, buf.ptr, at.text)
             if self.mask is None:
-                f.store(t, raw, ptr, dt.bytes)
+                if op.attrs.get("stream") and at.aligned % w == 0:
+                    self.streams = True
+                    f.stream(t, raw, ptr, min(w * dt.bytes, 64))
+                else:
+                    f.store(t, raw, ptr, dt.bytes)
                 return
             name = f.module.intrinsic("void", f"llvm.masked.store.v{w}{short}.p0", t, "ptr", "i32", m)
             f.do(f"call void {name}({t} {raw}, ptr {ptr}, i32 {dt.bytes}, {m} {self.mask})")

@@ -96,6 +96,8 @@ def emit_kernel(module: Module, op: Op, errors: Errors, team: int) -> KernelCode
     for i, v in enumerate(args):
         body.env[v] = Buf(f"%c{i}", v.type, num(0)) if isinstance(v.type, BufferType) else Val("u", f"%c{i}", v.type.dtype)
     units = _units(f, body, op, plan, team)
+    if body.streams:
+        f.fence()
     f.finish()
     polls = any(o.name == "loop.while" for o in op.regions[0].walk())
     return KernelCode(module.functions.pop(), args, units, plan.cost, polls, frozenset(body.gemms), contracts(op))
@@ -155,6 +157,7 @@ class Body(Access):
         self.l = Lanes(f, 1)
         self.skip: set[Op] = set()        # multiplications folded into a reduction
         self.gemms: set[str] = set()
+        self.streams = False              # whether there are stores past the caches
 
     # ---- contexts
 

@@ -138,6 +138,16 @@ class Fn:
     def store(self, type_: str, value: str, ptr: str, align: int) -> None:
         self.lines.append(f"  store {type_} {value}, ptr {ptr}, align {align}")
 
+    def stream(self, type_: str, value: str, ptr: str, align: int) -> None:
+        """A store past the caches; `fence` has to follow before others may read."""
+        self.module.declare("!0 = !{i32 1}")
+        self.lines.append(f"  store {type_} {value}, ptr {ptr}, align {align}, !nontemporal !0")
+
+    def fence(self) -> None:
+        """Streamed stores are in memory before whatever is stored later. On x86 alone they are not in order with other stores."""
+        if self.module.target.x86:
+            self.do(f"call void {self.module.intrinsic('void', 'llvm.x86.sse.sfence')}()")
+
     # 64-bit integer arithmetic with the obvious constants folded
     def iadd(self, a: str, b: str) -> str:
         if a == "0": return b

@@ -11,7 +11,7 @@ from .scalars import Ops, const, reg_elem
 
 @dataclass(frozen=True, slots=True)
 class Val:
-    """`kind` u: one scalar for all lanes; l: an i64, text + offs[lane]; v: a vector register. `aligned`: the text of an l
+    """`kind` u: one scalar for all lanes; l: an i64, text + offs[lane]; v: a vector register. `aligned`: the text of a u or l
     value is a multiple of this; `small`: an i64 made from loop indices and constants only, |x| < 2^52."""
 
     kind: str
@@ -95,7 +95,7 @@ class Lanes:
             return Val("v", self.ops.bin(op, "i64", self.vector(a), self.vector(b)), i64, small=small)
         text = (self.f.iadd if op == "add" else self.f.isub)(a.text, b.text)
         if a.kind == b.kind == "u":
-            return Val("u", text, i64, small=small)
+            return Val("u", text, i64, (), math.gcd(_multiple(a), _multiple(b)) or 1, small)
         sign = 1 if op == "add" else -1
         offs = tuple(x + sign * y for x, y in zip(a.offs or (0,) * self.w, b.offs or (0,) * self.w))
         if not any(offs):

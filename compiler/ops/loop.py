@@ -67,7 +67,8 @@ def _store(types, attrs, regions):
 
 
 _loop("load", "One element.", "buffer *indices", _load, pure=False, example="%x = loop.load(%b, %i, %j) : f32")
-_loop("store", "Writes one element.", "value buffer *indices", _store, pure=False, example="loop.store(%x, %b, %i, %j)")
+_loop("store", "Writes one element; with `stream`, past the caches where the target can (pass stream-stores).", "value buffer *indices", _store,
+      attrs={"stream": "bool, optional"}, pure=False, example="loop.store(%x, %b, %i, %j)")
 
 
 def _parallel(types, attrs, regions):
