@@ -17,7 +17,6 @@ from .workloads import Workload, count
 
 SLICE = 0.12               # seconds that a side runs in one turn, where a unit of work is shorter
 TURNS = (3, 15)            # at least and at most
-BUDGET = 6.0               # seconds that the turns of one workload may take, beyond the least number of them
 ROW_LIMITS = 0.3           # seconds for measuring the machine's limits before a row
 FIRST_TURNS = 3            # of first steps, each a process of its own
 FIRST_MEMORY = 8           # times the parameters: about what the first step of any side takes
@@ -119,7 +118,7 @@ def number(w: Workload, seconds: float) -> float:
 
 
 def run(w: Workload, peers: list[str], threads: int, cache: int, backend: str = "cpu", say: Callable[[str], None] = lambda text: None,
-        budget: float = BUDGET) -> Row:
+        budget: float | None = None) -> Row:
     """Measure one workload. A side that fails leaves a note in the row; the others go on. `backend` is Engram's."""
     row = Row(w)
     try:
@@ -130,7 +129,7 @@ def run(w: Workload, peers: list[str], threads: int, cache: int, backend: str = 
         if w.kind == "first":
             _first(row, present, threads, backend, say)
         else:
-            _turns(row, present, threads, backend, say, budget)
+            _turns(row, present, threads, backend, say, w.seconds if budget is None else budget)
     except SideFailed as e:
         row.seconds, row.note = None, str(e)
     except Exception as e:                                   # ours: it must not cost the other rows

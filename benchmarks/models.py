@@ -10,6 +10,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from . import memory
+
 LOOP_STEPS = 20_000            # steps of one compiled training loop
 COMPARED_STEPS = 3             # whose losses are compared
 
@@ -51,6 +53,8 @@ def parameters(model: str, s: Mapping[str, int]) -> Shapes:
     if model == "cnn":
         return {"c1.w": ((32, 1, 3, 3), 1 / 3, 0.0), "c1.b": ((32,), 0.02, 0.0), "c2.w": ((64, 32, 3, 3), 288 ** -0.5, 0.0),
                 "c2.b": ((64,), 0.02, 0.0), **_linear("fc1", 1600, 128), **_linear("fc2", 128, 10)}
+    if model in memory.UPDATES:
+        return {"w": ((s["n"],), 0.5, 1.0)}
     if model == "gpt":
         d = s["width"]
         out: Shapes = {"wte.w": ((s["vocab"], d), 0.02, 0.0), "wpe.w": ((s["context"], d), 0.02, 0.0)}
@@ -75,6 +79,8 @@ def parameter_values(model: str, s: Mapping[str, int], seed: int = 0) -> dict[st
 
 def data(model: str, s: Mapping[str, int], seed: int = 1) -> dict[str, np.ndarray]:
     """The arrays the work is done on: a batch (x, y), or a function's arguments."""
+    if model in memory.KINDS:
+        return memory.data(model, s, seed)
     rng = np.random.default_rng(seed)
     batch = s.get("batch", 1)
     if model == "matmul":
@@ -133,6 +139,8 @@ def forward_flops(model: str, s: Mapping[str, int]) -> tuple[float, float]:
 
 def train_parts(model: str, s: Mapping[str, int], optimizer: str) -> list[Part]:
     """A training step: the products of all three passes, then the optimiser, which reads and writes a parameter and its state once."""
+    if model in memory.UPDATES:
+        return [Part("update", 0.0, memory.traffic(model, s))]
     n, passes = count(model, s), {"sgd": 2, "momentum": 4, "adam": 6, "adamw": 6}[optimizer]
     if model == "local":                                     # forward and weights' update of each layer, and three small products of its readout
         return [Part("products", 2.0 * s["batch"] * (2 * (784_000 + 1_000_000) + 2 * 3 * 10_000), 8.0 * n), Part("optimiser", 0.0, 4.0 * passes * n)]
@@ -142,6 +150,8 @@ def train_parts(model: str, s: Mapping[str, int], optimizer: str) -> list[Part]:
 
 def call_parts(model: str, s: Mapping[str, int]) -> list[Part]:
     """One call forward: every parameter (or argument) read once, the result written once."""
+    if model in memory.CALLS:
+        return [Part("call", 0.0, memory.traffic(model, s))]
     flops, _ = forward_flops(model, s)
     if model == "matmul":
         size = 4.0 * (s["m"] * s["k"] + s["k"] * s["n"] + s["m"] * s["n"])
@@ -161,6 +171,6 @@ def decode_parts(s: Mapping[str, int]) -> list[Part]:
 
 def working_set(model: str, s: Mapping[str, int], training: bool) -> float:
     """Bytes that come round again at every call: within the last cache they cost no memory traffic."""
-    if model in ("matmul", "attention"):
+    if model in ("matmul", "attention", *memory.CALLS):
         return call_parts(model, s)[0].bytes
     return 4.0 * count(model, s) * (4 if training else 1)

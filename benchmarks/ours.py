@@ -169,21 +169,21 @@ class Call:
             self.run_program = p = where.build(e)
             self.args = [p.to_device(inputs["x"] if a.kind == "arg" else values[a.name]) for a in e.args]
         else:
-            e = elaborate_function(program, w.block, [TensorType(f32, v.shape) for v in inputs.values()])
+            e = elaborate_function(program, w.block, [TensorType(f32 if v.dtype.kind == "f" else i64, v.shape) for v in inputs.values()])
             self.run_program = p = where.build(e)
             self.args = [p.to_device(v) for v in inputs.values()]
         self.entry, self.e = e.entry, e
 
     def call(self):
-        return self.run_program.call(self.entry, self.args)[0]
+        return self.run_program.call(self.entry, self.args)
 
     def results(self) -> dict[str, np.ndarray]:
-        return {"result": np.array(self.run_program.to_host(self.call()))}
+        return {f"result{k or ''}": np.array(self.run_program.to_host(x)) for k, x in enumerate(self.call())}
 
     def run(self, n: int) -> None:
         for _ in range(n):
             out = self.call()
-        self.run_program.to_host(out)
+        self.run_program.to_host(out[0])
 
 
 class Generate:

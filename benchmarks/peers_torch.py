@@ -5,7 +5,7 @@ import time
 
 import numpy as np
 
-from . import models
+from . import memory, models
 from .workloads import Workload
 
 
@@ -20,6 +20,8 @@ def prepare(w: Workload, threads: int):
     torch.set_num_threads(threads)
     if w.model == "local":
         return Local(w)
+    if w.model in memory.UPDATES:
+        return Update(w)
     kinds = {"call": Call, "train": Step, "loop": Loop, "generate": Generate, "first": First}
     return kinds[w.kind](w)
 
@@ -185,6 +187,25 @@ class Local:
                 self.step()
 
 
+class Update:
+    """An optimiser's steps on one large parameter, whose gradient is given."""
+
+    def __init__(self, w: Workload):
+        import torch
+        self.w = torch.from_numpy(models.parameter_values(w.model, w.size)["w"]).requires_grad_()
+        self.w.grad = torch.from_numpy(models.data(w.model, w.size)["x"][0])
+        make = {"adamw": torch.optim.AdamW, "momentum": lambda p, lr: torch.optim.SGD(p, lr, momentum=0.9)}[w.optimizer]
+        self.optimizer = make([self.w], lr=w.lr)
+
+    def results(self) -> dict[str, np.ndarray]:
+        self.run(models.COMPARED_STEPS)
+        return {"w after the first steps": self.w.detach().numpy()}
+
+    def run(self, n: int) -> None:
+        for _ in range(n):
+            self.optimizer.step()
+
+
 class First(Step):
     """The first step of a process, the module and its weights being there."""
 
@@ -205,18 +226,20 @@ class Call:
         import torch.nn.functional as F
         args = [torch.from_numpy(v) for v in models.data(w.model, w.size).values()]
         if w.model == "matmul":
-            self.call = lambda: torch.mm(*args)
+            self.call = lambda: [torch.mm(*args)]
+        elif w.model in memory.CALLS:
+            self.call = memory.torch_call(w.model, args)
         elif w.model == "attention":
             batched = [a[None] for a in args]
-            self.call = lambda: F.scaled_dot_product_attention(*batched, is_causal=True)[0]
+            self.call = lambda: F.scaled_dot_product_attention(*batched, is_causal=True)
         else:
             m, _ = network(w.model, w.size, models.parameter_values(w.model, w.size))
-            self.call = lambda: m(args[0], bool(w.size.get("last")))
+            self.call = lambda: [m(args[0], bool(w.size.get("last")))]
 
     def results(self) -> dict[str, np.ndarray]:
         import torch
         with torch.inference_mode():
-            return {"result": self.call().numpy()}
+            return {f"result{k or ''}": x.numpy() for k, x in enumerate(self.call())}
 
     def run(self, n: int) -> None:
         import torch

@@ -36,6 +36,7 @@ class Workload:
     quantize: str = ""                           # the weight type that products with parameters get
     peers: tuple[str, ...] = ("torch", "jax")    # who takes part
     dials: Mapping[str, str] = field(default_factory=dict)       # a size -> the setting of the block that says it
+    seconds: float = 6.0                         # that the turns may take, beyond the least number of them
 
     def sized(self, **size: int) -> Workload:
         """The same work at other sizes."""
@@ -75,6 +76,24 @@ _MATMUL = {n: Workload(f"matmul_{n}", f"f32 {n} x {n} x {n}", "call", "matmul", 
                        unit="GFLOP/s", tolerance=1e-5, bars={"torch": 1.9, **({"limit": 0.87} if n >= 1024 else {})})
            for n in (512, 1024, 2048)}
 
+_UPDATE = {"adamw_update": ("AdamW", "adamw"), "momentum_update": ("SGD with momentum", "momentum")}
+_MEMORY = {                                      # sizes beyond the last cache: 64 MB an array and more
+    "softmax_rows": ("softmax of 16384 rows of 1024", 16384, 1024), "softmax_long": ("softmax of 512 rows of 50257", 512, 50257),
+    "cross_entropy_rows": ("cross entropy of 512 rows of 50257 and its gradient", 512, 50257),
+    "layer_norm_rows": ("layer norm, 16384 x 1024", 16384, 1024), "layer_norm_grad": ("its gradient", 16384, 1024),
+    "rms_norm_rows": ("RMS norm, 16384 x 1024", 16384, 1024), "rms_norm_grad": ("its gradient", 16384, 1024),
+    "embedding_rows": ("32768 rows of an embedding, 50257 x 768", 50257, 768), "embedding_grad": ("its gradient", 50257, 768),
+    "matrix_vector": ("8192 x 4096 by a vector", 8192, 4096), "vector_matrix": ("a vector by 8192 x 4096", 8192, 4096),
+    "sum_rows": ("sums of 16384 rows of 2048", 16384, 2048), "mean_columns": ("means of 2048 columns of 16384", 16384, 2048)}
+MEMORY = [
+    *(_train(name, f"{what}: 16M parameters, the gradient given", name, rule, program="memory.nn", size={"n": 1 << 24}, dials={"n": "n"}, peers=("torch",),
+             bars={"limit": 0.85}, seconds=0.5)
+      for name, (what, rule) in _UPDATE.items()),
+    *(Workload(name, what, "call", "softmax_rows" if name == "softmax_long" else name, "memory.nn",
+               {"rows": rows, "columns": columns, **({"taken": 32768} if name.startswith("embedding") else {})},
+               "softmax_rows" if name == "softmax_long" else name, peers=("torch",), bars={"limit": 0.85}, seconds=0.5)
+      for name, (what, rows, columns) in _MEMORY.items())]
+
 TABLE: list[Workload] = [
     *_MATMUL.values(),
     _train("mlp", "MLP 784-512-256-10, batch 128, Adam: a step", "mlp", "adam", size={"batch": 128}, dials={"batch": "batch"},
@@ -106,6 +125,7 @@ TABLE: list[Workload] = [
            size={**GPT2, "context": 64, "batch": 4, "time": 64}, unit="s", bars={"most": 1.5}, warm=True),
     _train("mlp_first_cold", "MLP: the first training step, nothing cached", "mlp", "adam", kind="first", size={"batch": 128}, unit="s",
            bars={"most": 0.4}),
+    *MEMORY,
 ]
 HIDDEN = [                                       # not in the table: what scaling.py needs besides
     Workload("attention", "causal attention alone, forward, 12 heads of 64", "call", "attention", "attention.nn", {"heads": 12, "width": 768, "time": 512}, "attention"),
@@ -113,7 +133,7 @@ HIDDEN = [                                       # not in the table: what scalin
            size={**CHAR_GPT, "batch": 12, "time": 64}, dials={"batch": "batch", "time": "time", "layers": "depth"}, unit="s"),
 ]
 WORKLOADS: dict[str, Workload] = {w.name: w for w in [*TABLE, *HIDDEN]}
-GROUPS = {"matmul": [f"matmul_{n}" for n in _MATMUL], "xor": ["xor_loop", "xor_call"],
+GROUPS = {"matmul": [f"matmul_{n}" for n in _MATMUL], "xor": ["xor_loop", "xor_call"], "memory": [w.name for w in MEMORY],
           "gpt2": [w.name for w in TABLE if w.program == "gpt2.nn"], "first": [w.name for w in TABLE if w.kind == "first"]}
 
 

@@ -298,3 +298,16 @@ def test_peers_compute_the_same(peer, tmp_path):
     finally:
         for side in sides:
             side.close()
+
+
+@pytest.mark.parametrize("name", workloads.GROUPS["memory"])
+def test_work_bound_by_memory_is_the_peers_work_too(name):
+    """Small sizes of it give PyTorch's numbers, and its least traffic is that of its arrays."""
+    pytest.importorskip("torch")
+    from engram.benchmarks import ours, peers_torch
+    w = workloads.WORKLOADS[name]
+    assert w.parts(32 << 20)[0].bytes > 2 * (32 << 20) and w.bars == {"limit": 0.85}
+    w = w.sized(**{k: {"n": 4096, "rows": 96, "columns": 64, "taken": 50}[k] for k in w.size})
+    mine, theirs = ours.prepare(w, 2).results(), peers_torch.prepare(w, 2).results()
+    difference, what = compare.difference(mine, theirs)
+    assert difference < 1e-5, what
