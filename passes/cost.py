@@ -49,7 +49,7 @@ def enough_rows(rows: int, elements: int) -> bool:
 
 # ---- attention ----
 ATTENTION_QUERIES, ATTENTION_KEYS = 64, 64    # a block of scores and what it is made of fit the first caches
-ATTENTION_FEW_KEYS = 32                       # of a block for fewer queries than lanes: a cache is read up to the end of the block it is filled to
+ATTENTION_FEW_KEYS = 16                       # of a block for fewer queries than lanes: a cache is read up to the end of the block it is filled to
 ATTENTION_LANES = 8                           # from so many queries on they are the lanes, else the keys of one query
 
 ATTENTION_APART = 8                           # batch elements from which on each one's gradient is one thread's

@@ -1,4 +1,4 @@
-"""A contraction inside a kernel with one or two rows, written in place: what a call of the GEMM costs (arguments in memory, choice of a path, packing)
+"""A contraction inside a kernel with a few rows, written in place: what a call of the GEMM costs (arguments in memory, choice of a path, packing)
 is several times such a product's own work. Attention of one new token is made of two: scores of a row with each key, and values weighted and summed.
 
 * `dots`: the matrix lies along k. As many columns at a time as a vector has lanes, each with a sum of its own, which are then added across in a tree
@@ -17,7 +17,7 @@ from .contract import GemmPlan
 from .gemm_base import MEMORY_TYPE, SIZE, Base, dtypes_of
 from .target import CpuTarget
 
-ROWS = 2                    # the GEMM shares what it reads of the matrix among more rows
+ROWS = 7                    # from more on the GEMM gains by what its rows share
 MATRIX_BYTES = 1 << 16      # code in place does not choose blocks for caches
 L2 = 2                      # where to prefetch to
 SUMS = 8                    # vectors of sums: enough to hide an addition's latency
