@@ -7,7 +7,8 @@ or two rows is a function of its own (a kind with `FEW`), which only programs wi
 * Register tiles: MR x (NW vectors) accumulators; MR x NW x lanes from the register count. Rows are spread evenly over
   panels of even height <= MR, so no more than one row of a matrix is wasted.
 * A is packed to panels of h rows (a panel stays in L1), B to panels of NR columns (a block stays in L2); packing takes
-  any strides. B is packed by the first row of tiles that uses it, whose arithmetic goes on while the next panel comes from memory.
+  any strides. B is packed by the first row of tiles that uses it, whose arithmetic goes on while the next panel comes from memory;
+  the other rows of tiles bring the next block meanwhile (m <= mc, where the first row is a large part of all).
 * Products of bf16 on targets that multiply pairs (`CpuTarget.bf16_dot`): packed panels hold pairs of neighbouring k's as 32-bit words. Such
   an instruction takes subnormal numbers for 0 and rounds after each pair; other targets widen to f32 while packing.
 * Convolutions and other contractions over several dims: rows, columns and k may be given by tables of offsets.
@@ -100,6 +101,15 @@ class _Gen(Pack, Tiles):
                 ahead = f.both(last, f.op("icmp ne ptr %streams, null"))
                 b_block = "%b" if tables else f.gep(self.eb, "%b", f.iadd(f.imul(f.imul(pc.index, per), "%brs"), f.imul(jc.index, "%bcs")))
                 left = f.isub("%k", f.imul(pc.index, per))
+                if not tables and not self.pairs:          # the block of B that comes next: further down, or the first one of the columns to the right
+                    deeper, right = f.iadd(pc.index, step), f.iadd(jc.index, nc)
+                    below = f.icmp("slt", deeper, total)
+                    k_next = f.imin(kc, f.op(f"select i1 {below}, i64 {f.isub(total, deeper)}, i64 {total}"))
+                    at = f.op(f"select i1 {below}, i64 {f.iadd(f.imul(deeper, '%brs'), jc.index)}, i64 {right}")
+                    b_next = f.gep(self.eb, "%b", at)
+                    one_block = f.icmp("sle", "%m", str(t.mc))
+                    fetch = f.both(f.both(unit_b, one_block), f.either(below, f.icmp("slt", right, "%n")))
+                    b_hop = f.imul("%brs", str(self.bytes["b"]))
                 with f.loop("0", "%m", str(t.mc)) as ic:
                     m_here = f.imin(str(t.mc), f.isub("%m", ic.index))
                     pairs = f.udiv(f.iadd(m_here, "1"), "2")
@@ -148,6 +158,12 @@ class _Gen(Pack, Tiles):
                                 f.do(f"call void @walk_streams(ptr {walk.slot}, ptr %streams, i64 {f.udiv(j.index, str(t.nr))}, i64 {height}, "
                                      f"i64 {k_here}, i64 {f.iadd('%row0', f.iadd(ic.index, row))}, i64 {f.iadd('%col0', jc.index)}, i64 {n_here})")
                             top = f.icmp("eq", f.iadd(ic.index, p.index), "0")
+                            if not tables and not self.pairs:
+                                across = f.udiv(f.iadd(n_here, str(t.nr - 1)), str(t.nr))
+                                with f.when(f.both(fetch, f.both(f.op(f"xor i1 {top}, true"), f.op(f"xor i1 {ahead}, true")))):
+                                    number = f.iadd(f.imul(f.isub(p.index, "1"), across), f.udiv(j.index, str(t.nr)))
+                                    f.do(f"call void @walk_block(ptr {walk.slot}, ptr {b_next}, i64 {b_hop}, i64 {number}, "
+                                         f"i64 {f.imul(f.isub(panels, '1'), across)}, i64 {k_next}, i64 {n_here})")
                             if tables:
                                 with f.when(top):
                                     f.do(f"call void @pack_b_tables(ptr {packed}, ptr %b, ptr {f.gep('i32', '%bcs', f.iadd(jc.index, j.index))}, "
@@ -194,7 +210,7 @@ class _Gen(Pack, Tiles):
         long = f.op(f"call i64 @llvm.smax.i64(i64 {f.udiv(f.imul(tile.k, size), '64')}, i64 1)")
         walk = walk.unless(f, f.both(now, f.icmp("eq", "%brs", "1")),
                            Walk(f.op(f"getelementptr i8, ptr {b}, i64 {f.imul(column, str(t.nr))}"), long, column, f.imul(column, half)))
-        walk = walk.unless(f, in_place, Walk(f.gep(self.eb, b, str(t.nr)), "1", f.imul("%brs", size), "64"))
+        walk = walk.unless(f, f.both(in_place, top), Walk(f.gep(self.eb, b, str(t.nr)), "1", f.imul("%brs", size), "64"))
         self.any_tile(f, temporary, tile, b_panel, ldb, walk)
         f.jump(done)
         f.label(done)
@@ -460,6 +476,7 @@ class _Gen(Pack, Tiles):
             if self.with_tables:
                 self.pack_tables(side, parts)
         self.walk_streams()
+        self.walk_block()
         self.single()
         if self.with_tables:
             self.single(tables=True)

@@ -172,6 +172,20 @@ class Tiles(Base):
                 WalkSlot(f, "%slot").set(Walk(far, lines, hop, f.imul(hop, half)))
         f.finish()
 
+    def walk_block(self) -> None:
+        """Tile number `tile` of `tiles` walks over its share of a block of B that lies row by row (k rows of n, `hop` bytes apart) and is needed next: left
+        to the first row of tiles that reads it, all of it would have to come at once, while the others need nothing from far."""
+        f = Fn(self.m, "internal void @walk_block(ptr %slot, ptr %b, i64 %hop, i64 %tile, i64 %tiles, i64 %k, i64 %n)", "#2")
+        size = self.bytes["b"]
+        part = f.udiv(f.iadd("%k", "1"), "2") if self.t.nr * self.size > 64 else "%k"      # where there is a `beside`
+        share = f.udiv(f.iadd(part, f.isub("%tiles", "1")), "%tiles")
+        row = f.imul("%tile", share)
+        with f.when(f.icmp("slt", row, part)):
+            far = f.op(f"getelementptr i8, ptr %b, i64 {f.imul(row, '%hop')}")
+            lines = f.iadd(f.udiv(f.imul("%n", str(size)), "64"), "1")
+            WalkSlot(f, "%slot").set(Walk(far, lines, "%hop", f.imul("%hop", part)))
+        f.finish()
+
     def packing_heights(self) -> list[int]:
         """Heights of the panels of a matrix that is tall enough for packing B (see `few` in `single`)."""
         return [self.t.mr - 2, self.t.mr]
