@@ -56,7 +56,7 @@ def optimising() -> list:
     ]
 
 
-def lowering() -> list:
+def lowering(along_rows: bool = True) -> list:
     """tensor -> loop: kernels over explicit memory."""
     from ..passes.fuse import Fuse
     from ..passes.hoist_layouts import HoistLayouts
@@ -66,7 +66,7 @@ def lowering() -> list:
     from ..passes.schedule import Schedule
     from ..passes.stream_stores import StreamStores
     return [
-        Fuse(),
+        Fuse(along_rows=along_rows),
         Pipeline(),              # after fusing: a group goes to one stage as it is, which keeps its bits
         Schedule(),              # after fusing: groups are what runs, and their results what takes memory
         _Stage(LowerToLoops(), LOOP),
@@ -82,8 +82,9 @@ PIPELINES = {
     "tensor": lambda: learning() + optimising(),
     "fused": lambda: learning() + optimising() + lowering()[:3],
     "loop": lambda: learning() + optimising() + lowering(),
-    # for GPUs: a block of queries is one work-item's in the fused form, 20 times slower on an H200 than scores in memory (docs/ARCHITECTURE.md)
-    "gpu": lambda: learning(attention=False) + optimising() + lowering(),
+    # for GPUs: a block of queries is one work-item's in the fused form, 20 times slower on an H200 than scores in memory (docs/ARCHITECTURE.md);
+    # and chunks of rows are too few work-items
+    "gpu": lambda: learning(attention=False) + optimising() + lowering(along_rows=False),
 }
 
 

@@ -39,6 +39,8 @@ def cost(op: Op) -> int:
 INLINE_COST = 3                     # ops reading one array are copied into all their users up to this total cost
 MAX_GROUP = 128                     # ops in one group: bounds compile time and registers
 SPLIT_SIZE, SPLIT_KEPT = 1 << 16, 63   # a reduction of at least this many elements to at most so many is split
+COLUMN_SIZE, COLUMN_CHUNKS = 1 << 20, 64    # a reduction over rows of at least this many elements to a row of results goes along the rows, in so many chunks of them
+COLUMN_BYTES = 32 * 1024            # results of a chunk, which stay in the first cache
 SEQUENTIAL = 4096                   # elements up to which one thread may do it all
 
 

@@ -2,7 +2,8 @@
 
 Before and after: tensor stage. A group is one of
 * elementwise: results of one size, computed in one loop;
-* rows: values of the whole domain and values of its rows (reductions over trailing dims), in one loop over rows: softmax, layer norm;
+* rows: values of the whole domain and values of its rows (reductions over trailing dims), in one loop over rows: softmax, layer norm; reductions over many
+  rows go along with them, in chunks of rows: a layer norm's gradient reads everything once;
 * product: a contraction that is large enough for a kernel of its own, and elementwise ops on its result: its epilogue;
 * reduce: a reduction over other dims, or of much to little, with its producers and what is computed from its result.
 
@@ -27,21 +28,22 @@ class Fuse:
 
     name: ClassVar[str] = "fuse"
     exact: ClassVar[bool] = False
+    along_rows: bool = True            # reductions over rows in few chunks of them: for processors with few threads
 
     def apply(self, module: Module) -> Module:
         for f in module.funcs.values():
             rewrite_block(f.body)
-            fuse_block(f.body)
+            fuse_block(f.body, self.along_rows)
         return module
 
 
-def fuse_block(block: Block) -> None:
+def fuse_block(block: Block, along_rows: bool = True) -> None:
     """Groups the ops of a block and of its regions."""
     for op in block.ops:
         if op.name != "tensor.fused":
             for r in op.regions:
-                fuse_block(r)
-    graph = Graph(block)
+                fuse_block(r, along_rows)
+    graph = Graph(block, along_rows)
     if not _rewrite(block, graph, _grouped(graph)):
         graph.far = True                               # rare: groups far apart, see Graph.cyclic
         if not _rewrite(block, graph, _grouped(graph)):
@@ -154,7 +156,7 @@ def _rewrite(block: Block, graph: Graph, home: dict[Op, Cluster]) -> bool:
         n = everything[heapq.heappop(ready)[1]]
         done += 1
         if isinstance(n, Cluster):
-            out.append(_group(n, inputs[n], inside[n], needed, env))
+            out.append(_group(n, inputs[n], inside[n], needed, env, graph.along_rows))
         else:
             out.append(n)
         for u in users.get(n, ()):
@@ -194,16 +196,17 @@ def _contents(c: Cluster, graph: Graph) -> tuple[list[Value], list[Op]]:
     return sorted(inputs, key=first.__getitem__), ordered
 
 
-def _group(c: Cluster, inputs: list[Value], ops: list[Op], needed: dict[Value, None], env: dict[Value, Value]) -> Op:
+def _group(c: Cluster, inputs: list[Value], ops: list[Op], needed: dict[Value, None], env: dict[Value, Value], along_rows: bool) -> Op:
     outputs = [r for op in ops if op in c.members for r in op.results if r in needed]
-    if len(ops) == 1:
+    attrs = c.attrs(along_rows)
+    if len(ops) == 1 and "chunks" not in attrs:
         return ops[0]
     region = Block([v.type for v in inputs], [v.name for v in inputs])
     inner = dict(zip(inputs, region.args))
     region.ops = [clone_op(op, inner) for op in ops]
     loc = c.loc()
     region.append(Op("scf.yield", [inner[v] for v in outputs], {}, (), (), loc))
-    fused = Op("tensor.fused", inputs, c.attrs(), [v.type for v in outputs], [region], loc)
+    fused = Op("tensor.fused", inputs, attrs, [v.type for v in outputs], [region], loc)
     for v, r in zip(outputs, fused.results):
         r.name = v.name
         env[v] = r

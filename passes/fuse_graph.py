@@ -30,8 +30,8 @@ class Edge(NamedTuple):
 class Graph:
     """Facts about one block, computed once."""
 
-    def __init__(self, block: Block):
-        self.block = block
+    def __init__(self, block: Block, along_rows: bool = True):
+        self.block, self.along_rows = block, along_rows
         self.arguments = set(block.args)
         self._inner: dict[Op, list[Value]] = {}
         self.order = list(block.ops)

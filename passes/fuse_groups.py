@@ -6,11 +6,12 @@ from dataclasses import dataclass, field
 from ..compiler.ir.core import Loc, Op
 from ..compiler.ir.dims import product
 from ..compiler.ir.opdef import OPS
-from .cost import MAX_GROUP, SPLIT_KEPT, SPLIT_SIZE, enough_rows
+from .cost import COLUMN_BYTES, COLUMN_CHUNKS, COLUMN_SIZE, MAX_GROUP, SPLIT_KEPT, SPLIT_SIZE, enough_rows
 from .fuse_graph import ALIGNED, INDEXED, OTHER, REDUCTIONS, ROWS, Edge, Graph, is_product, trailing
 
 MAP, ROW, REDUCE, PRODUCT = "elementwise", "rows", "reduce", "product"
 FULL, KEPT = "full", "kept"          # an op works on every element of the domain, or on one per row (per kept element)
+COLUMN = "column"                    # in a rows cluster: on one per column (a reduction over the rows, what is computed from it)
 
 
 @dataclass(eq=False)
@@ -41,17 +42,32 @@ class Cluster:
         dims = op.attrs["dims"] if "dims" in op.attrs else [op.attrs["dim"]]
         return Cluster([op], REDUCE, full, size, {op: KEPT}, (shape, tuple(dims)))
 
-    def attrs(self) -> dict:
+    def attrs(self, along_rows: bool) -> dict:
         """What lowering needs to know."""
         out: dict = {"kind": PRODUCT if any(map(is_product, self.ops)) else self.kind}
         if self.kind == ROW:
             shape, rows = self.reduction
             out |= {"domain": list(shape), "rows": rows}
+            if COLUMN in self.roles.values():
+                out["chunks"] = COLUMN_CHUNKS
+        elif along_rows and self.along_rows():
+            shape, dims = self.reduction
+            out |= {"kind": ROW, "domain": list(shape), "rows": len(dims), "chunks": COLUMN_CHUNKS}
         elif self.kind == REDUCE and self.full >= SPLIT_SIZE and self.kept <= SPLIT_KEPT:
             sums = [op for op in self.ops if op.name in REDUCTIONS]
             if all("dims" in op.attrs and (op.operands[0].type.shape, tuple(op.attrs["dims"])) == self.reduction for op in sums):
                 out["split"] = 64 if self.full < 1 << 22 else 256
         return out
+
+    def along_rows(self) -> bool:
+        """Whether this is a reduction over rows to rather few columns, which is faster along the rows than down each column."""
+        if self.kind != REDUCE or self.full < COLUMN_SIZE or self.kept <= SPLIT_KEPT:
+            return False
+        shape, dims = self.reduction
+        sums = [op for op in self.ops if op.name in REDUCTIONS]
+        bits = sum(op.operands[0].type.dtype.bytes for op in sums)
+        return (dims == tuple(range(len(dims))) and product(shape[:len(dims)]) >= 4 * COLUMN_CHUNKS and self.kept * bits <= COLUMN_BYTES
+                and all("dims" in op.attrs and (op.operands[0].type.shape, tuple(op.attrs["dims"])) == self.reduction for op in sums))
 
     def loc(self) -> Loc | None:
         return next((op.loc for op in reversed(self.ops) if op.loc is not None), None)
@@ -59,7 +75,7 @@ class Cluster:
 
 def merged(a: Cluster, b: Cluster, graph: Graph) -> Cluster | None:
     """The two clusters as one (without looking at other paths between them), or None."""
-    if len(a.ops) + len(b.ops) > MAX_GROUP:
+    if len(a.ops) + len(b.ops) > MAX_GROUP or ({a.kind, b.kind} == {ROW, REDUCE} and not graph.along_rows):
         return None
     c = _combined(a, b, graph)
     if c is None:
@@ -86,6 +102,12 @@ def _combined(a: Cluster, b: Cluster, graph: Graph) -> Cluster | None:
     ops = sorted(a.ops + b.ops, key=graph.position.__getitem__)
     if a.kind == MAP and b.kind == MAP:
         return Cluster(ops, MAP, a.full, a.full, {**a.roles, **b.roles}) if a.full == b.full else None
+    if {a.kind, b.kind} == {ROW, REDUCE}:
+        r, c = (a, b) if a.kind == ROW else (b, a)
+        if not c.along_rows() or (r.full, r.reduction) != (c.full, (c.reduction[0], len(c.reduction[1]))):
+            return None
+        columns = {op: COLUMN if role is KEPT else role for op, role in c.roles.items()}
+        return Cluster(ops, ROW, r.full, r.kept, {**r.roles, **columns}, r.reduction)
     if a.kind != MAP and b.kind != MAP:
         if (a.kind, a.full, a.kept) != (b.kind, b.full, b.kept) or (a.kind == REDUCE and a.reduction != b.reduction):
             return None
@@ -100,7 +122,7 @@ def _combined(a: Cluster, b: Cluster, graph: Graph) -> Cluster | None:
 def _fits(e: Edge, op: Op, c: Cluster) -> bool:
     """Whether op can read e.source's result inside the cluster."""
     made, used = c.roles[e.source], c.roles[op]
-    if op.name in REDUCTIONS and used is KEPT:
+    if op.name in REDUCTIONS and used is not FULL:
         return made is FULL and e.kind is ALIGNED
     if op.name in INDEXED:
         return _fits_indexed(e, op, c, made, used)

@@ -1,8 +1,9 @@
-"""From a group of tensor ops to one kernel (two for a split reduction): which loops there are and what is stored where.
+"""From a group of tensor ops to one kernel (two for a reduction in chunks): which loops there are and what is stored where.
 
 The code inside comes from lower_elemental.py; collapse.py merges loops afterwards. Three shapes of kernel:
 * map: parallel over the results' shape (a reduction inside runs per element);
 * rows: parallel over the leading dims of the domain, per row reductions and loops over the rest (softmax, layer norm);
+* rows in chunks: with reductions over the rows besides, in two kernels: chunks of rows in parallel, then the combination of the chunks;
 * split: a reduction of much to little, in two kernels: chunks of it in parallel, then the combination of the chunks.
 """
 from __future__ import annotations
@@ -13,11 +14,11 @@ from dataclasses import dataclass, field
 
 from ..compiler.ir.core import Loc, Op, Value
 from ..compiler.ir.dims import product
-from ..compiler.ir.types import BufferType, TensorType
+from ..compiler.ir.types import BufferType, DType, TensorType
 from .collapse import collapse
 from .cost import EXPENSIVE, ROW_BUFFER_BYTES, UNROLLED_STORES, cost
 from .lower_buffers import Host, Storage, reshape_strides
-from .lower_elemental import SUMS, Elements, Index, Leaf, accumulator, reducer
+from .lower_elemental import SUMS, Elements, Index, Leaf, accumulator, identity, reducer
 from .lower_kernel import Kernel
 
 
@@ -33,6 +34,7 @@ class Group:
     domain: tuple[int, ...] | None = None
     rows: int | None = None
     split: int = 0
+    chunks: int = 0
     producers: dict[Value, Op] = field(init=False)
 
     def __post_init__(self):
@@ -46,6 +48,8 @@ def build(group: Group, host: Host, temporary: Callable[[TensorType], Storage]) 
         return []
     if group.split:
         return _split(group, outputs, host, temporary)
+    if group.chunks:
+        return _along_rows(group, outputs, host, temporary)
     if group.rows is not None:
         return [_emit(_rows(group, outputs, host), host)]
     return [_emit(_map(group, outputs, host), host)]
@@ -112,10 +116,15 @@ def _loc(v: Value, group: Group) -> Loc | None:
 
 
 def _rows(group: Group, outputs, host: Host) -> Kernel:
+    k, at = _start(group.domain[:group.rows], group.loc)
+    _row(group, outputs, host, k, _elements(group, k), at)
+    return k
+
+
+def _row(group: Group, outputs, host: Host, k: Kernel, g: Elements, at, columns=()) -> None:
+    """What is done to the row `at`. `columns`: (reduction over the rows, where its results so far lie)."""
     domain, n = group.domain, group.rows
     head, cols = domain[:n], domain[n:]
-    k, at = _start(head, group.loc)
-    g = _elements(group, k)
     full = [(v, p) for v, p in outputs if v.type.numel == product(domain)]
     if product(cols) == 1:
         full = []
@@ -127,7 +136,7 @@ def _rows(group: Group, outputs, host: Host) -> Kernel:
             x = g.at(v, wrapped)
             for place in places:
                 _store(k, host, x, place, wrapped, _loc(v, group), k.root)
-    if full:
+    if full or columns:
         # a value that is written between others has the shape of its place: the rows, and how a row lies there
         lies = next((p.shape for _, places in full for p in places if reshape_strides(p, domain) is None), domain)
         if lies[:n] != head:
@@ -136,11 +145,62 @@ def _rows(group: Group, outputs, host: Host) -> Kernel:
         def body(ivs, scope):
             index = Index(lies, at + tuple(ivs))
             values = [g.at(v, index) for v, _ in full]
+            parts = [_term(g, op, index) for op, _ in columns]
             for (v, places), x in zip(full, values):
                 for place in places:
                     _store(k, host, x, place, index, _loc(v, group), scope)
+            for (op, sofar), x in zip(columns, parts):
+                where = k.resolve(Index(lies[n:], tuple(ivs)), sofar.type.shape)
+                before = k.emit("loop.load", [sofar, *where], None, op.loc, scope).result
+                k.emit("loop.store", [k.pure("scalar." + reducer(op), [before, x], None, op.loc), sofar, *where], None, op.loc, scope)
         _independent(k, lies[n:], body, group.loc)
-    return k
+
+
+def _term(g: Elements, op: Op, index: Index) -> Value:
+    """An element that a reduction takes in, as its results so far are kept."""
+    x = g.at(op.operands[0], index)
+    return g.cast(x, _kept_as(op))
+
+
+def _kept_as(op: Op) -> DType:
+    dtype = op.operands[0].type.dtype
+    return accumulator(dtype) if SUMS[op.name] in ("add", "mul") else dtype
+
+
+def _along_rows(group: Group, outputs, host: Host, temporary) -> list[Op]:
+    """Rows in chunks, one after the other within a chunk; reductions over the rows add up in memory of the chunk's own, a row of
+    results that stays in the cache. Then the chunks' results, and what is computed from them."""
+    n, rows = group.rows, product(group.domain[:group.rows])
+    over = [op for op in group.ops if op.name in SUMS and list(op.attrs["dims"]) == list(range(n))]
+    chunk = -(-rows // group.chunks)
+    chunks = -(-rows // chunk)
+    width = product(group.domain[n:])
+    places = [temporary(TensorType(_kept_as(op), (chunks, width))) for op in over]
+    later = set()
+    for op in group.ops:
+        if op in over or any(v.owner in later for v in op.operands if v in group.producers):
+            later.add(op)
+    k = Kernel([chunks], group.loc)
+    first, = k.indices
+    g = _elements(group, k)
+    g.reductions = [op for op in g.reductions if op not in over]
+    sofar = [k.emit("loop.view", [host.buffer(p), k.mul(first, width)], {"shape": [width], "strides": [1]}, op.loc, k.root).result for op, p in zip(over, places)]
+
+    def clear(ivs, scope):
+        for op, b in zip(over, sofar):
+            k.emit("loop.store", [k.constant(identity(op), b.type.dtype), b, *ivs], None, op.loc, scope)
+    _independent(k, (width,), clear, group.loc)
+    lo = k.mul(first, chunk)
+    hi = k.add(lo, k.index(chunk))
+    if rows % chunk:
+        hi = k.pure("scalar.min", [hi, k.index(rows)])
+    outer, k.root = k.root, k.open(k.root)
+    at = k.resolve(Index((rows,), (k.root.block.args[0],)), group.domain[:n])
+    _row(group, [(v, p) for v, p in outputs if v.owner not in later], host, k, g, at, list(zip(over, sofar)))
+    inner, k.root = k.root, outer
+    k.close(inner, "loop.for", [lo, hi], {"step": 1}, [], group.loc)
+    ends = [(v, p) for v, p in outputs if v.owner in later]
+    return [_emit(k, host), _combined(group, ends, host, over, places, [chunks], group.domain[n:])]
 
 
 def _independent(k: Kernel, sizes, body, loc) -> None:
@@ -256,19 +316,23 @@ def _split(group: Group, outputs, host: Host, temporary) -> list[Op]:
     sums = k.close(scope, "loop.reduce", [lo, hi], {"kinds": kinds}, parts, first.loc)
     for s, place in zip(sums, places):
         _store(k, host, s, place, Index(space, at), first.loc, k.root)
-    kernels = [_emit(k, host)]
+    return [_emit(k, host), _combined(group, outputs, host, ops, places, counts, tuple(shape[d] for d in kept))]
 
+
+def _combined(group: Group, outputs, host: Host, ops: list[Op], places: list[Storage], counts: list[int], kept: tuple[int, ...]) -> Op:
+    """The kernel that reduces the chunks' results (over `counts`) and computes the outputs from them."""
+    kinds, loc = [reducer(o) for o in ops], ops[0].loc
     shape2 = max((v.type.shape for v, _ in outputs), key=len)
     k, at = _start(shape2, group.loc)
     g = _elements(group, k)
 
     def combine(index: Index) -> None:
-        where = k.resolve(index, tuple(shape[d] for d in kept))
+        where = k.resolve(index, kept)
 
         def body(ivs):
-            return [k.pure("loop.load", [host.buffer(p), *ivs, *where]) for p in places]
+            return [k.pure("loop.load", [host.buffer(p), *ivs, *k.resolve(Index(kept, where), p.shape[len(counts):])]) for p in places]
 
-        sums = g.reduce_nest(k.scope_of(where), counts, kinds, body, first.loc)
+        sums = g.reduce_nest(k.scope_of(where), counts, kinds, body, loc)
         for o, s in zip(ops, sums):
             g.memo[g.key(o.result, Index(o.result.type.shape, where))] = g.cast(s, o.result.type.dtype)
 
@@ -285,5 +349,4 @@ def _split(group: Group, outputs, host: Host, temporary) -> list[Op]:
     for (v, out), x in zip(outputs, values):
         for place in out:
             _store(k, host, x, place, index, _loc(v, group), k.root)
-    kernels.append(_emit(k, host))
-    return kernels
+    return _emit(k, host)

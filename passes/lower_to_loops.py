@@ -330,7 +330,7 @@ class Body:
             if not out:
                 out.append(spots[v] if spots and v in spots else self.temporary(v.type, loc))
         a = fused.attrs if fused is not None else {}
-        g = Group(ops, [(v, places[v]) for v in outputs], leaf, loc, tuple(a["domain"]) if "domain" in a else None, a.get("rows"), a.get("split", 0))
+        g = Group(ops, [(v, places[v]) for v in outputs], leaf, loc, tuple(a["domain"]) if "domain" in a else None, a.get("rows"), a.get("split", 0), a.get("chunks", 0))
         dot = root_product(ops)
         if dot is not None:
             kernels = [self.product(g, dot, outer or {})]

@@ -106,7 +106,7 @@ def _fused(types, attrs, regions):
 
 
 row("tensor.fused", "A group of base ops that becomes one kernel: its region sees the operands only, its yields are the results. Made by the pass `fuse`.",
-    "*operands", _fused, SPECIAL, n_regions=1, attrs={"kind": "elementwise, product, rows or reduce", "domain": "sizes, for rows; optional", "rows": "leading dims of domain that are rows; optional", "split": "chunks of a reduction, optional"}, stages=BASE,
+    "*operands", _fused, SPECIAL, n_regions=1, attrs={"kind": "elementwise, product, rows or reduce", "domain": "sizes, for rows; optional", "rows": "leading dims of domain that are rows; optional", "split": "chunks of a reduction, optional", "chunks": "of rows, where results add up over them; optional"}, stages=BASE,
     example="""%y = tensor.fused(%x) {kind = "elementwise"} ({
 ^(%a: f32[8]):
   %b = tensor.mul(%a, %a) : f32[8]
