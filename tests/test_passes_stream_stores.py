@@ -43,6 +43,18 @@ def test_streamed_results_are_there_for_the_next_kernel(monkeypatch, tmp_path, t
     np.testing.assert_allclose(got, (y @ y.T).sum(0)[:, None] * y, rtol=2e-4, atol=2e-4)
 
 
+@pytest.mark.parametrize("columns", [64, 61])
+def test_whole_vectors_go_past_the_caches_wherever_rows_begin(monkeypatch, columns):
+    from engram.codegen.cpu.program import llvm_text
+    from engram.codegen.cpu.target import host_target
+    monkeypatch.setattr(stream_stores, "STREAM_BYTES", 1 << 10)
+    text = llvm_text(lowered("norm", 96, columns)[0])
+    if columns % 16 and not host_target().masked:
+        assert "!nontemporal" not in text, "rows begin anywhere, and without masks nothing leads up to a whole vector"
+    else:
+        assert text.count("!nontemporal") == 1 and ("sfence" in text) == host_target().x86
+
+
 def test_what_a_kernel_reads_or_a_caller_gives_is_not_streamed(monkeypatch):
     monkeypatch.setattr(stream_stores, "STREAM_BYTES", 1)
     from engram.compiler.ir.parser import parse_module

@@ -148,7 +148,7 @@ class Access:
         if at.contiguous:
             ptr = f.gep(elem, buf.ptr, at.text)
             if self.mask is None:
-                if op.attrs.get("stream") and at.aligned % w == 0:
+                if op.attrs.get("stream") and (at.aligned % w == 0 or op is self.peeled):
                     self.streams = True
                     f.stream(t, raw, ptr, min(w * dt.bytes, 64))
                 else:

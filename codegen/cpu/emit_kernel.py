@@ -158,6 +158,7 @@ class Body(Access):
         self.skip: set[Op] = set()        # multiplications folded into a reduction
         self.gemms: set[str] = set()
         self.streams = False              # whether there are stores past the caches
+        self.peeled: Op | None = None     # one of them that is on whole vectors in the loop that is being emitted
 
     # ---- contexts
 
@@ -366,36 +367,58 @@ class Body(Access):
 
     def _vector_for(self, op: Op, lo: str, hi: str, n: int | None) -> None:
         """Independent iterations, `lanes` at a time."""
-        body = op.regions[0]
+        body, f = op.regions[0], self.f
         lanes = base_lanes(body, self.target)
-        aligned = lo == "0"
-        f = self.f
-        if not aligned:
-            # indices count from 0 for alignment's sake only when they start there: shift the loop instead
-            n = None if n is None else n
         vary = varying(body, body.args[0])
+        peel = self._peel(op, lanes) if self.target.masked and lo == "0" else None
+        if peel is not None:                                  # up to where the stores past the caches are on whole vectors
+            store, lead = peel
+            lead = f.imin(lead, hi)
+            with f.when(f.icmp("sgt", lead, "0")):
+                self._vector_turn(op, "0", lanes, 1, vary, lead)
+            lo, n, self.peeled = lead, None, store
+        aligned = lanes if lo == "0" else 1
         count = f.isub(hi, lo)
         whole = f.iadd(lo, str(n // lanes * lanes) if n is not None else f.op(f"and i64 {count}, -{lanes}"))
-
-        def vector(mask_from: str | None, index: str) -> None:
-            saved = self.enter(lanes, None, vary)
-            if mask_from is not None:
-                self.mask = self.first_lanes(mask_from)
-            self.env[body.args[0]] = Val("l", index, i64, tuple(range(lanes)), lanes if aligned else 1, True)
-            self.block(body)
-            self.leave(saved)
         if n is None or n >= lanes:
             with f.loop(lo, whole, str(lanes)) as i:
-                vector(None, i.index)
+                self._vector_turn(op, i.index, lanes, aligned, vary)
+        self.peeled = None
         if n is not None and n % lanes == 0:
             return
         if self.target.masked:
             with f.loop(whole, hi, str(lanes)) as i:
-                vector(f.isub(hi, i.index), i.index)
+                self._vector_turn(op, i.index, lanes, aligned, vary, f.isub(hi, i.index))
         else:
             with f.loop(whole, hi) as i:
                 self.env[body.args[0]] = Val("u", i.index, i64, small=True)
                 self.block(body)
+
+    def _vector_turn(self, op: Op, index: str, lanes: int, aligned: int, vary: set[Value], active: str | None = None) -> None:
+        """Iterations index .. index + lanes of an independent loop, `active` of them."""
+        body = op.regions[0]
+        saved = self.enter(lanes, None, vary)
+        if active is not None:
+            self.mask = self.first_lanes(active)
+        self.env[body.args[0]] = Val("l", index, i64, tuple(range(lanes)), aligned, True)
+        self.block(body)
+        self.leave(saved)
+
+    def _peel(self, op: Op, lanes: int) -> tuple[Op, str] | None:
+        """The store past the caches in a loop's body whose rows may begin anywhere, and how many iterations come before its first whole vector."""
+        body = op.regions[0]
+        found = [o for o in body.ops if o.name == "loop.store" and o.attrs.get("stream")]
+        if len(found) != 1:
+            return None
+        _, buffer, *indices = found[0].operands
+        if not indices or indices[-1] is not body.args[0] or buffer.type.element_strides[-1] != 1 or buffer not in self.env:
+            return None
+        if any(v not in self.env and constant(v) is None for v in indices[:-1]):
+            return None
+        start = self.l.address(self.buffer(buffer), [*map(self.get, indices[:-1]), num(0)])
+        if start.kind != "u" or start.aligned % lanes == 0:
+            return None
+        return found[0], self.f.op(f"and i64 {self.f.isub('0', start.text)}, {lanes - 1}")
 
     def _reduce(self, op: Op) -> None:
         from .reduce import emit_reduce
