@@ -85,9 +85,7 @@ def aligned_empty(shape, dtype: np.dtype) -> np.ndarray:
     """An uninitialised array whose data starts on a cache line."""
     dtype = np.dtype(dtype)
     size = math.prod(shape) * dtype.itemsize
-    if size <= ALIGN:
-        return np.empty(shape, dtype)
-    return _shaped(_raw(size), shape, dtype)[0]
+    return _shaped(_raw(size), shape, dtype)[0] if size else np.empty(shape, dtype)
 
 
 def _raw(size: int) -> np.ndarray:
