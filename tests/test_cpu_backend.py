@@ -581,7 +581,7 @@ def test_floats_become_integers_in_vectors(monkeypatch, machine):
 
 
 def test_small_arrays_lie_within_a_cache_line():
-    """A state of 32 bytes across two lines made the steps of a tiny net half as slow again, by chance."""
+    """One that crosses two lines costs two accesses each time."""
     from engram.codegen.cpu.program import aligned_empty
     kept = [aligned_empty(shape, np.float32) for shape in [(), (1,), (8,), (16,), (2, 4), (17,), (0,)] * 8]
     assert all(a.ctypes.data % 64 == 0 for a in kept if a.size)
