@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from .machine import Limits, Probe, best_of, measure
+from .machine import Limits, Probe, best_of, limits_known, measure
 from .models import Part
 from .worker import PEERS, Side, SideFailed, installed
 from .workloads import Workload, count
@@ -122,7 +122,7 @@ def run(w: Workload, peers: list[str], threads: int, cache: int, backend: str = 
     """Measure one workload. A side that fails leaves a note in the row; the others go on. `backend` is Engram's."""
     row = Row(w)
     try:
-        row.parts = w.parts(cache)
+        row.parts = w.parts(cache) if limits_known(backend) else []
         for p in peers:
             row.peers.append(Peer(p, note="" if installed(p) or p not in w.peers else f"{p} is not installed"))
         present = [p for p in row.peers if not p.note and p.name in w.peers]

@@ -47,6 +47,14 @@ class Limits:
                 f"memory {self.read / 1e9:.1f} GB/s read, {self.triad / 1e9:.1f} GB/s triad; last-level cache {self.cache >> 20} MB")
 
 
+def limits_known(backend: str) -> bool:
+    """Whether the limits that are measured here, the processor's, are those of what `backend` runs on."""
+    if backend != "opencl":
+        return True
+    from ..codegen.opencl.device import device
+    return device().caps.cpu
+
+
 def measure(threads: int, seconds: float = 0.8) -> Limits:
     """All limits, in about `seconds`."""
     share = seconds / 4

@@ -39,7 +39,16 @@ class Report:
     seconds: float = 0.0
 
     def machine(self) -> str:
-        return f"{processor()}, {os.cpu_count()} processors, {memory_gb()}{platform.system()} {platform.release()}"
+        where = f"{processor()}, {os.cpu_count()} processors, {memory_gb()}{platform.system()} {platform.release()}"
+        if self.backend == "opencl":
+            from ..codegen.opencl.device import device
+            where += f", OpenCL on {device().caps.name}"
+        return where
+
+    def measured(self) -> str:
+        """The machine's limits; of a device that is no processor none is measured."""
+        from .machine import limits_known
+        return self.limits.text() + ("" if limits_known(self.backend) else " (the processor's: the device's are not known, so no row has a limit)")
 
 
 def processor() -> str:
@@ -127,7 +136,7 @@ def markdown(r: Report) -> str:
     from .compare import SLICE
     head = ["workload", "unit", "Engram", *(x for p in r.peers for x in (p, f"{p} / Engram")), "limit", "of the limit", "to reach"]
     lines = ["# Results", "", f"{r.date}. {r.machine()}; {r.threads} thread{'s' * (r.threads > 1)}, f32, backend {r.backend}. {', '.join(r.versions)}. "
-             f"Written by `engram bench`, in {r.seconds:.0f} s.", "", f"Measured limits: {r.limits.text()}.", "",
+             f"Written by `engram bench`, in {r.seconds:.0f} s.", "", f"Measured limits: {r.measured()}.", "",
              "| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
     for row in r.rows:
         w, limit, share = row.workload, row.limit(r.limits), row.share(r.limits)

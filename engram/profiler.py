@@ -109,10 +109,9 @@ def limits_for(backend: str, threads: int | None):
     """The peaks of the machine that a backend's kernels run on; None where they are not measured (an OpenCL device that is no processor)."""
     from .benchmarks import machine
     from .codegen.cpu.runtime import default_threads
+    if not machine.limits_known(backend):
+        return None
     if backend == "opencl":
-        from .codegen.opencl.device import device
-        if not device().caps.cpu:
-            return None
         threads = None
     return machine.measure(threads or default_threads())
 

@@ -132,6 +132,61 @@ def test_exit_right_after_a_launch_is_clean():
         subprocess.run([sys.executable, "-c", program], check=True, timeout=60)
 
 
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="where the system puts memory")
+def test_code_loads_where_free_memory_is_scattered():
+    """Holes of few pages, each 3 GB from the next, as beside a GPU's driver or large arrays: a module's code and its constants must not
+    be torn apart (displacements have 32 bits)."""
+    program = textwrap.dedent("""
+        import ctypes
+        import numpy as np
+        import engram as eg
+        libc = ctypes.CDLL(None)
+        libc.mmap.restype = ctypes.c_void_p
+        libc.mmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int, ctypes.c_int, ctypes.c_int, ctypes.c_long]
+        libc.munmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t]
+        def reserve(n):
+            return libc.mmap(None, n, 0, 0x4022, -1, 0)              # no access, private, anonymous, no swap
+        def below(top, n):
+            while (p := reserve(n)) > top:                           # holes above are filled first
+                pass
+            return p
+        fn = "fn f(x: f32[n]) -> f32[n] { exp(x) * %d.5 + tanh(x) + erf(x) + sin(x) }"
+        x = np.ones(100, np.float32)
+        eg.compile(fn % 0).f(x)
+        top, holes = reserve(3 << 30), []
+        below(top, 1 << 16)
+        for pages in range(12):
+            holes.append((below(top, (1 + pages % 2) * 4096), (1 + pages % 2) * 4096))
+            top = reserve(3 << 30)
+        below(top, 4096)
+        for hole in holes:
+            libc.munmap(*hole)
+        for i in range(1, 5):
+            eg.compile(fn % i).f(x)
+    """)
+    subprocess.run([sys.executable, "-c", program], check=True, timeout=120)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="POSIX signals")
+def test_a_fault_of_a_worker_is_told():
+    """Signals of a worker's own faults are not blocked: faulthandler, or a debugger, sees them."""
+    program = textwrap.dedent("""
+        from engram.codegen.cpu import runtime
+        from engram.codegen.cpu.irtext import Fn, Module
+        from engram.codegen.cpu.compile import load
+        from engram.codegen.cpu.target import host_target
+        m = Module(host_target())
+        f = Fn(m, "void @fault(ptr %rt, i64 %tid, i64 %n, ptr %args)")
+        with f.when(f.icmp("ne", "%tid", "0")):
+            f.store("i64", "1", f.gep("i64", "%args", "%tid"), 8)       # args: 0
+        f.finish()
+        lib = load(m.text(), ["fault"])
+        runtime.runtime(2).launch(lib.address("fault"), 0)
+    """)
+    done = subprocess.run([sys.executable, "-X", "faulthandler", "-c", program], capture_output=True, text=True, timeout=60)
+    assert done.returncode == -signal.SIGSEGV and "Segmentation fault" in done.stderr, done
+
+
 @pytest.mark.skipif(sys.platform == "win32", reason="POSIX signals")
 def test_interrupt_sets_the_cancel_flag():
     r = runtime.runtime(1)

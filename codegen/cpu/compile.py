@@ -169,8 +169,10 @@ def compile_many(texts: list[str], target: CpuTarget | None = None) -> list[byte
 
 @functools.cache
 def _jit(target: CpuTarget):
+    """JITLink lays a module's sections side by side. RuntimeDyld, the default, asks for each alone: where the address space is
+    crowded (a GPU's driver, gigabytes of arrays) they lie over 2 GB apart, and it ends the process."""
     import llvmlite.binding as llvm
-    return llvm.create_lljit_compiler(_target_machine(target), use_jit_link=False, suppress_errors=False)
+    return llvm.create_lljit_compiler(_target_machine(target), use_jit_link=True, suppress_errors=False)
 
 
 _library_number = itertools.count()

@@ -62,6 +62,7 @@ def _processors() -> int:
 
 
 HUGE_PAGE = 2 << 20
+FAULTS = {getattr(signal, s) for s in ("SIGSEGV", "SIGBUS", "SIGILL", "SIGFPE", "SIGABRT") if hasattr(signal, s)}
 
 
 class Memory:
@@ -140,13 +141,14 @@ class Runtime:
                 self._write(ir.RT_SCRATCH + 8, each)
 
     def _start(self) -> None:
-        """Start the workers with every signal blocked: signals are the main thread's business."""
+        """Start the workers with signals blocked, which are the main thread's business; not those of a fault of their own, which would
+        then end the process without a word (faulthandler's included)."""
         libc = ctypes.CDLL(None, use_errno=True)
         worker = self._lib.address("engram_worker")
         self._worker_args = (ctypes.c_uint64 * (2 * self.threads))()
         base = ctypes.addressof(self._worker_args)
         blocked = hasattr(signal, "pthread_sigmask")
-        old = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals()) if blocked else None
+        old = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals() - FAULTS) if blocked else None
         try:
             for tid in range(1, self.threads):
                 self._worker_args[2 * tid], self._worker_args[2 * tid + 1] = self.address, tid

@@ -59,7 +59,7 @@ def _measure(chosen, peers: list[str], args) -> int:
     began = time.perf_counter()
     limits = machine.measure(threads)
     report = tables.Report(threads, args.backend, limits, tables.versions(peers), peers)
-    print(f"{report.machine()}; {threads} thread{'s' * (threads > 1)}, backend {args.backend}; {', '.join(report.versions)}\n{limits.text()}",
+    print(f"{report.machine()}; {threads} thread{'s' * (threads > 1)}, backend {args.backend}; {', '.join(report.versions)}\n{report.measured()}",
           file=shown, flush=True)
 
     def say(text: str) -> None:
