@@ -250,14 +250,28 @@ class Trainer:
         slots = self.slots
         return {name: np.array(self._host(slots[k])) for name, k in self.names(kinds).items()}
 
-    def set_values(self, arrays: Mapping[str, np.ndarray], source: str = "the checkpoint", kinds: Sequence[str] = ("param", "state")) -> None:
-        """Write slots by name; every mismatch is listed and nothing changed when there is one."""
+    def load_weights(self, arrays: Mapping[str, np.ndarray], source: str) -> None:
+        """A file's weights: under the models' own paths or the names that their layers' `names` give (PyTorch's). What the block itself
+        keeps from step to step may be missing, and then begins as it would without the file."""
+        from .foreign_names import foreign_names
+        keys, ignore = {}, []
+        for model, value in self.plan.models:
+            prefix = f"{model}." if len(self.plan.model_paths) > 1 else ""
+            for place, layer in [(f"{prefix}{k}.", x) for k, x in enumerate(value)] if isinstance(value, list) else [(prefix, value)]:
+                foreign = foreign_names(layer)
+                keys |= {place + path: [(place + key, swap) for key, swap in known] for path, known in foreign.keys.items()}
+                ignore += [place + key for key in foreign.ignore]
+        self.set_values(arrays, source, keys=keys, ignore=ignore, optional=[n for n in self.names() if n not in keys])
+
+    def set_values(self, arrays: Mapping[str, np.ndarray], source: str = "the checkpoint", kinds: Sequence[str] = ("param", "state"),
+                   keys: Mapping[str, list] | None = None, ignore: Sequence[str] = (), optional: Sequence[str] = ()) -> None:
+        """Write slots by name, or by one of its other `keys`; every mismatch is listed and nothing changed when there is one."""
         names = self.names(kinds)
         expected = []
         for name, k in names.items():
             t = self.plan.slots[k].type
-            expected.append(Expected(name, tuple(t.shape), t.dtype.numpy))
-        found = match(arrays, expected, source=source, fresh=self.backend == "interp")
+            expected.append(Expected(name, tuple(t.shape), t.dtype.numpy, (keys or {}).get(name, [])))
+        found = match(arrays, expected, ignore, source=source, optional=optional, fresh=self.backend == "interp")
         from .first_values import fill, places
         if self.backend == "cpu":                              # where they are: a large model is not held twice more
             absent = [names[n] for n in found if self._slots[names[n]] is None or not self._slots[names[n]].flags.writeable]

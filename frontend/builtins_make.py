@@ -126,6 +126,8 @@ def arange(cx, start, end=None, step=1, dtype=None):
             n = max(0, -((lo - hi) // st))
         elif st == 1:
             n = hi - lo
+        elif isinstance(st, int):
+            n = -((lo - hi) // st)                     # a named dimension while a generic function is checked: it counts nothing below 0
         else:
             cx.fail("the length of this `arange` is not known when compiling", "step")
         d = d or i64

@@ -55,7 +55,8 @@ def list_item(el: Elaborator, node: A.Index, base: list | tuple, scope: Scope) -
         return base[bounds[0]:bounds[1]:bounds[2]]
     i = el.value(s, scope)
     if isinstance(i, Value):
-        el.fail(s.span, f"{describe(base)} is indexed by a number known when compiling", hint="`stack(list)` makes a tensor, which takes run-time indices")
+        el.fail(s.span, f"{describe(base)} is indexed by a number known when compiling",
+                hint="`stack(list)` makes a tensor, which takes run-time indices; `scan k in [k for k in 0..n]`, over a list, is unrolled: k is known in it")
     if isinstance(i, Opaque | Dim):
         raise Undecidable
     if isinstance(i, bool) or not isinstance(i, int):

@@ -184,7 +184,9 @@ class Signature:
             v = self.el.call(v, evaluate_args(self.el, t.args, self.scope), t.span)
         if isinstance(v, DType | QuantType | LayerClass):
             return v
-        self.el.fail(t.span, f"`{t.name}` is no type: it is {describe(v)}")
+        layer = v.cls.name if isinstance(v, LayerInstance) else None
+        self.el.fail(t.span, f"`{t.name}` is no type: it is {describe(v)}",
+                     hint=f"the layer's name alone is the type, its arguments are the value's: `{layer}`" if layer else None)
 
     def dtype(self, t: A.TensorType, actual: DType | None) -> DType | None:
         """The dtype a tensor type asks for; a generic name takes the actual one.  None for layers."""

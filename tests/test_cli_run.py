@@ -96,12 +96,25 @@ def test_weights_go_on(tmp_path):
     assert second["epochs"][0]["loss"] < first["epochs"][0]["loss"] / 3
 
 
+def test_weights_with_the_names_of_pytorch(tmp_path):
+    """A state_dict begins a training, as `Model.load` takes it; a train block's own state begins as without it."""
+    from engram.checkpoint import read, write
+    rng = np.random.default_rng(0)
+    write(tmp_path / "torch.safetensors", {k: rng.normal(size=s).astype(np.float32) for k, s in
+                                           {"hidden.weight": (128, 64), "hidden.bias": (128,), "out.weight": (10, 128), "out.bias": (10,)}.items()})
+    text = (EXAMPLES / "digits.nn").read_text().replace("  minimize", "  state seen: i64 = 0\n  seen += batch\n  minimize").replace("5e-3", "0.0")
+    (tmp_path / "d.nn").write_text(text)
+    assert main(["run", str(tmp_path / "d.nn"), "-q", "--set", "epochs=1", "--out", str(tmp_path), "--weights", str(tmp_path / "torch.safetensors")]) == 0
+    now, given = read(tmp_path / "weights.safetensors"), read(tmp_path / "torch.safetensors")
+    assert np.array_equal(now["hidden.w"], given["hidden.weight"].T) and np.array_equal(now["out.b"], given["out.bias"]) and now["seen"] > 1000
+
+
 def test_weights_that_do_not_fit(tmp_path, capsys):
     from engram.checkpoint import write
     write(tmp_path / "w.safetensors", {"hidden.w": np.zeros((3, 3), np.float32)})
     assert main(["run", str(EXAMPLES / "digits.nn"), "--out", str(tmp_path), "--weights", str(tmp_path / "w.safetensors")]) == 1
     err = capsys.readouterr().err
-    assert "does not fit the model" in err and "hidden.w: expected shape [64, 128], got [3, 3]" in err and "missing: out.b [10]" in err
+    assert "does not fit the model" in err and "hidden.w: expected shape [64, 128], got [3, 3]" in err and "missing: out.b or out.bias [10]" in err
 
 
 def test_wrong_settings(tmp_path, capsys):

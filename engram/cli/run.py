@@ -66,7 +66,7 @@ def train(program, name: str, overrides: dict, args) -> int:
     trainer = Trainer(plan, args.backend, args.threads, pass_options(args, profiler=profiler), args.quantize)
     trainer.initialise(seed)
     if weights is not None:
-        trainer.set_values(weights, source=args.weights)
+        trainer.load_weights(weights, source=args.weights)
     if not args.quiet:
         print(_headline(name, plan, args.backend, trainer.threads, len(learn), len(held), seed), flush=True)
     out = Path(args.out) if args.out else Path("out") / name
