@@ -172,6 +172,7 @@ def attr(el: Elaborator, node: A.Attr, scope: Scope) -> object:
 
 def attribute(el: Elaborator, base: object, name: str, span: Span, scope: Scope) -> object:
     from ..compiler.diagnostics import did_you_mean
+    from .from_pytorch import ATTRIBUTES
     if el.attribute_hook is not None:
         v = el.attribute_hook(el, base, name, span)
         if v is not MISSING:
@@ -190,7 +191,7 @@ def attribute(el: Elaborator, base: object, name: str, span: Span, scope: Scope)
             return t.rank
         near = did_you_mean(name, ["T", "shape", "dtype", "ndim"])
         known = scope.lookup(name)
-        hint = f"did you mean `.{near}`?" if near else f"operations are functions: `{name}(x)`" if known is not MISSING else \
+        hint = ATTRIBUTES[name] if name in ATTRIBUTES else f"did you mean `.{near}`?" if near else f"operations are functions: `{name}(x)`" if known is not MISSING else \
             "tensors have .T .shape .dtype .ndim"
         el.fail(span, f"a tensor has no `.{name}`", hint=hint)
     if isinstance(base, LayerInstance):

@@ -14,6 +14,7 @@ from pathlib import Path
 from ..compiler.diagnostics import Diagnostics, Span, did_you_mean, error
 from ..compiler.ir.collector import paused
 from . import ast as A
+from .from_pytorch import NAMES
 from .parse import parse, parse_file, parse_library
 from .values import FnValue, LayerClass, Lazy, Namespace, RuleValue, Scope
 
@@ -233,6 +234,8 @@ def not_found(name: str, span: Span, scope: Scope, what: str = "name"):
         return error(span, f"unknown type `{name}`", hint=f"did you mean `{FOREIGN_TYPES[name]}`?")
     if file:
         return error(span, f"unknown {what} `{name}`", hint=f'`{name}` is in the library: add `import "std/{file}"`')
+    if what == "name" and name in NAMES:
+        return error(span, f"unknown {what} `{name}`", hint=NAMES[name])
     near = did_you_mean(name, scope.all_names())
     if near is None:
         near = did_you_mean(name, library_names())

@@ -16,6 +16,9 @@ INPUTS = {
     "img": _rng.normal(size=(1, 4, 4, 6)).astype(_f), "sq": _rng.normal(size=(2, 3, 3)).astype(_f), "v3": _rng.normal(size=(5, 3)).astype(_f),
     "w3": _rng.normal(size=(5, 3)).astype(_f), "tab": _rng.normal(size=(5, 3)).astype(_f), "srt": np.array([-1., 0., .5, 2.], _f),
     "sgn": np.array([1., -1., 1.], _f), "s2": np.sign(_rng.normal(size=(3, 4))).astype(_f), "cnt": np.abs(np.round(2 * _rng.normal(size=(3, 4)))).astype(_f),
+    "theta": (np.array([[[.9, .2, .1], [-.3, 1.1, -.2]], [[.5, 0, 0], [0, .5, .3]]]) + .01 * _rng.normal(size=(2, 2, 3))).astype(_f),
+    "pic": _rng.normal(size=(2, 2, 4, 5)).astype(_f), "speech": _rng.normal(size=(6, 3, 4)).astype(_f), "spell": np.array([[1, 2, 2], [3, 1, 0], [2, 0, 0]]),
+    "heard": np.array([6, 5, 6]), "letters": np.array([3, 2, 1]),
     "lab": np.array([1, 0, 3]), "iv": np.array([1, 4, 0, 1]), "ib": np.array([[0, 1], [2, 2]]),
 }
 
@@ -27,6 +30,13 @@ pairwise_distance(x, y, p = 1, keepdim = true) | F.pairwise_distance(x, y, 1, ke
 cdist(v3, w3) | torch.cdist(v3, w3)
 cdist(v3, w3, p = 1) | torch.cdist(v3, w3, 1)
 dist(x, y) | torch.dist(x, y)
+affine_grid(theta, [2, 2, 3, 4]) | F.affine_grid(theta, [2, 2, 3, 4], align_corners=False)
+affine_grid(theta, [2, 2, 3, 4], align_corners = true) | F.affine_grid(theta, [2, 2, 3, 4], align_corners=True)
+grid_sample(pic, affine_grid(theta, [2, 2, 3, 4])) | F.grid_sample(pic, F.affine_grid(theta, [2, 2, 3, 4], align_corners=False), align_corners=False)
+grid_sample(pic, 1.3 * affine_grid(theta, [2, 2, 3, 4], align_corners = true), padding_mode = "border", align_corners = true) | F.grid_sample(pic, 1.3 * F.affine_grid(theta, [2, 2, 3, 4], align_corners=True), padding_mode="border", align_corners=True)
+grid_sample(pic, stop_gradient(affine_grid(theta, [2, 2, 3, 4])), mode = "nearest") | F.grid_sample(pic, F.affine_grid(theta, [2, 2, 3, 4], align_corners=False).detach(), mode="nearest", align_corners=False)
+ctc_loss(log_softmax(speech), spell, heard, letters) | F.ctc_loss(speech.log_softmax(-1), spell, heard, letters)
+ctc_loss(log_softmax(speech), spell, heard, letters, reduction = "none") | F.ctc_loss(speech.log_softmax(-1), spell, heard, letters, reduction="none")
 margin_ranking_loss(x, y, s2, margin = 0.2) | F.margin_ranking_loss(x, y, s2, .2)
 hinge_embedding_loss(x, s2) | F.hinge_embedding_loss(x, s2)
 cosine_embedding_loss(x, y, sgn, margin = 0.1) | F.cosine_embedding_loss(x, y, sgn, .1)

@@ -599,3 +599,28 @@ def test_optimisers(ours):
     optimiser, schedule = made if isinstance(made, tuple) else (made, None)
     theirs = learn(model, optimiser, lambda: F.mse_loss(model(x), y), after=schedule, steps=8)
     np.testing.assert_allclose(mine, theirs, rtol=2e-4)
+
+
+# ---- layers that no sample above uses ---------------------------------------------------------------------------------------
+
+LAYERS = """
+import "std/nn.nn"
+layer Net(first) {
+  decoder = TransformerDecoderLayer(8, 2, 16, dropout = 0, norm_first = first)
+  conv    = Conv1d(8, 4, 3, padding = 1, groups = 2)
+  fn (x: f32[B, T, 8], memory: f32[B, S, 8], seen: bool[B, 1, 1, S]) { conv(decoder(x, memory, seen).T) }
+}
+"""
+
+
+@pytest.mark.parametrize("first", [False, True])
+def test_decoder_layer_with_a_mask_and_conv1d(first):
+    import engram as eg
+    model = nn.ModuleDict({"decoder": nn.TransformerDecoderLayer(8, 2, 16, 0.0, batch_first=True, norm_first=first), "conv": nn.Conv1d(8, 4, 3, padding=1, groups=2)})
+    x, memory, seen = numbers(3, 5, 8), numbers(3, 6, 8), torch.arange(6) < torch.tensor([[6], [4], [2]])
+    y = model["decoder"](x, memory, tgt_mask=nn.Transformer.generate_square_subsequent_mask(5), memory_key_padding_mask=~seen)
+    want = model["conv"](y.mT).detach().numpy()
+    m = eg.Model(LAYERS, "Net", first)
+    for k, v in fit(m._instance, {k: v.numpy() for k, v in model.state_dict().items()}, "PyTorch's").items():
+        m.parameters[k] = v
+    np.testing.assert_allclose(m(x.numpy(), memory.numpy(), seen[:, None, None].numpy()), want, rtol=1e-4, atol=1e-5)
