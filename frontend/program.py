@@ -19,7 +19,8 @@ from .parse import parse, parse_file, parse_library
 from .values import FnValue, LayerClass, Lazy, Namespace, RuleValue, Scope
 
 STD = Path(__file__).with_name("std")
-PRELUDE = ("init.nn", "optim.nn", "rules.nn", "rules_conv.nn", "augment.nn", "functional.nn")
+PRELUDE = ("init.nn", "optim.nn", "optim_more.nn", "rules.nn", "rules_conv.nn", "augment.nn", "functional.nn")
+MORE = {"nn.nn": "nn_more.nn"}         # a library file -> what it also gives, read when a name of it is used
 _ITEM = re.compile(r"^(?:nonlocal[ \t]+)?(?:fn|rule|layer|let)[ \t]+(\w+)", re.M)
 
 
@@ -189,6 +190,8 @@ def std_module(name: str) -> SourceModule:
     problems = Diagnostics()
     module = _module(parse_library(STD / name, f"std/{name}"), STD, prelude_scope(), [], {}, problems, is_std=True)
     problems.raise_if_errors()
+    if name in MORE:
+        _promise(module.scope, MORE[name])
     return module
 
 
@@ -199,12 +202,15 @@ def prelude_scope() -> Scope:
 
     scope = Scope(builtin_scope())
     for file in PRELUDE:
-        path = STD / file
-        if not path.exists():
-            continue
-        for name in _ITEM.findall(path.read_text(encoding="utf-8")):
-            scope.names.setdefault(name, Lazy(functools.partial(_from_prelude, file, name)))
+        if (STD / file).exists():
+            _promise(scope, file)
     return scope
+
+
+def _promise(scope: Scope, file: str) -> None:
+    """Names of a library file that is parsed when one of them is used."""
+    for name in _ITEM.findall((STD / file).read_text(encoding="utf-8")):
+        scope.names.setdefault(name, Lazy(functools.partial(_from_prelude, file, name)))
 
 
 def _from_prelude(file: str, name: str) -> object:
@@ -215,9 +221,10 @@ def _from_prelude(file: str, name: str) -> object:
 def library_names() -> dict[str, str]:
     """Name -> library file, for "import "std/nn.nn"" hints."""
     out: dict[str, str] = {}
+    whole = {more: file for file, more in MORE.items()}
     for file in std_files():
         for name in _ITEM.findall((STD / file).read_text(encoding="utf-8")):
-            out.setdefault(name, file)
+            out.setdefault(name, whole.get(file, file))
     return out
 
 
