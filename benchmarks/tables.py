@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from .compare import Bar, Peer, Row
-from .machine import Limits
+from .machine import Limits, limits_known
 
 HOW = """Each side runs in a process of its own, with the same weights and data (benchmarks/models.py), on the same processors. First the results
 are compared (the losses of the first three training steps, or the whole result) within the tolerance of the row; a side that
@@ -47,7 +47,6 @@ class Report:
 
     def measured(self) -> str:
         """The machine's limits; of a device that is no processor none is measured."""
-        from .machine import limits_known
         return self.limits.text() + ("" if limits_known(self.backend) else " (the processor's: the device's are not known, so no row has a limit)")
 
 

@@ -7,6 +7,7 @@ from . import ast as A
 from .arguments import evaluate_args
 from .calls import call
 from .elaborator import Elaborator, expression
+from .from_pytorch import ATTRIBUTES
 from .notation import IndexVar, is_notation, notation
 from .operators import matmul_values, power, weak_op  # noqa: F401  (what operations build on)
 from .tensors import is_weak
@@ -172,7 +173,6 @@ def attr(el: Elaborator, node: A.Attr, scope: Scope) -> object:
 
 def attribute(el: Elaborator, base: object, name: str, span: Span, scope: Scope) -> object:
     from ..compiler.diagnostics import did_you_mean
-    from .from_pytorch import ATTRIBUTES
     if el.attribute_hook is not None:
         v = el.attribute_hook(el, base, name, span)
         if v is not MISSING:

@@ -1,7 +1,16 @@
 """What PyTorch's users write and Engram calls otherwise: hints for names, attributes and words that it does not know.  docs/FROM_PYTORCH.md has the table."""
 from __future__ import annotations
 
-NAMES = {
+_BOTH = {                                   # as a function and as a method
+    "size": "`x.shape[0]`, or the name that the type gives it",
+    "double": "a cast is named after the type: `f64(x)`",
+    "half": "a cast is named after the type: `f16(x)`",
+    "long": "a cast is named after the type: `i64(x)`",
+    "item": "a number is a tensor without dimensions already",
+    "clone": "values never change: there is nothing to copy",
+    "backward": "`minimize loss using adam(1e-3)` in a train block, or `grad(f)(x)`",
+}
+NAMES = _BOTH | {
     "MSELoss": "the loss is a function: `mse(x, target)`",
     "BCELoss": "the loss is a function of probabilities: `bce(p, target)`",
     "BCEWithLogitsLoss": "the loss is a function: `bce_with_logits(x, target)`",
@@ -23,7 +32,6 @@ NAMES = {
     "TransformerEncoder": "`[TransformerEncoderLayer(d, heads, ff)] * n` is a sub-layer",
     "TransformerDecoder": "`[TransformerDecoderLayer(d, heads, ff)] * n` is a sub-layer",
     "no_grad": "nothing is differentiated unless `grad`, `minimize` or a rule asks; `stop_gradient(x)` is x as a constant",
-    "backward": "`minimize loss using adam(1e-3)` in a train block, or `grad(f)(x)`",
     "autocast": "products of `bf16(x) @ bf16(w)` are written out; parameters stay f32",
     "clip_grad_norm_": "`clip_norm = 1.0` in a train block",
     "StepLR": "a schedule is an argument of the optimiser: `sgd(step_lr(epoch, 0.1, every = 30))`",
@@ -37,13 +45,7 @@ NAMES = {
     "manual_seed": "`seed = 0` in a train block, `seed=` of eg.Model, or a parameter `key: key`",
     "log_prob": "`log_softmax(logits)` at the actions: `take_along_dim(log_softmax(x), action[:, none], dim = 1)`",
     "float": "a cast is named after the type: `f32(x)`; infinity is `inf`",
-    "double": "a cast is named after the type: `f64(x)`",
-    "half": "a cast is named after the type: `f16(x)`",
-    "long": "a cast is named after the type: `i64(x)`",
     "int": "a cast is named after the type: `i32(x)`, `i64(x)`; `//` rounds down",
-    "size": "`x.shape[0]`, or the name that the type gives it",
-    "clone": "values never change: there is nothing to copy",
-    "item": "a number is a tensor without dimensions already",
     "empty": "`zeros(sizes ..)`",
     "rfft": "there is no Fourier transform: a product with a matrix of sines and cosines is one",
     "fft": "there is no Fourier transform: a product with a matrix of sines and cosines is one",
@@ -62,23 +64,16 @@ NAMES = {
     "False": "it is written `false`",
     "for": "`scan x in xs with carry = 0 { ... }`, or in a list `[f(i) for i in 0..n]`",
 }
-ATTRIBUTES = {
-    "size": "`x.shape[0]`, or the name that the type gives it",
+ATTRIBUTES = _BOTH | {
     "float": "a cast is named after the type: `f32(x)`",
-    "double": "a cast is named after the type: `f64(x)`",
-    "half": "a cast is named after the type: `f16(x)`",
     "bfloat16": "a cast is named after the type: `bf16(x)`",
-    "long": "a cast is named after the type: `i64(x)`",
     "int": "a cast is named after the type: `i32(x)`",
     "bool": "a cast is named after the type: `bool(x)`",
-    "item": "a number is a tensor without dimensions already",
     "cuda": "where a program runs is said outside of it: `engram run --backend opencl`",
     "cpu": "where a program runs is said outside of it: `engram run --backend cpu`",
     "to": "a cast is named after the type: `f32(x)`; where a program runs is said outside of it",
     "device": "where a program runs is said outside of it: `engram run --backend opencl`",
     "contiguous": "arrays have no layout that a program could see: leave it out",
-    "clone": "values never change: there is nothing to copy",
-    "backward": "`minimize loss using adam(1e-3)` in a train block, or `grad(f)(x)`",
     "grad": "`grad(f)(x)` gives it",
     "data": "the tensor itself; `stop_gradient(x)` is x as a constant",
     "mT": "`.T` swaps the last two dimensions",

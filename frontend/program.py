@@ -207,13 +207,18 @@ def prelude_scope() -> Scope:
     return scope
 
 
+def _item_names(file: str) -> list[str]:
+    """The names that a library file declares, without parsing it."""
+    return _ITEM.findall((STD / file).read_text(encoding="utf-8"))
+
+
 def _promise(scope: Scope, file: str) -> None:
     """Names of a library file that is parsed when one of them is used."""
-    for name in _ITEM.findall((STD / file).read_text(encoding="utf-8")):
-        scope.names.setdefault(name, Lazy(functools.partial(_from_prelude, file, name)))
+    for name in _item_names(file):
+        scope.names.setdefault(name, Lazy(functools.partial(_from_library, file, name)))
 
 
-def _from_prelude(file: str, name: str) -> object:
+def _from_library(file: str, name: str) -> object:
     return std_module(file).scope.lookup(name)
 
 
@@ -223,7 +228,7 @@ def library_names() -> dict[str, str]:
     out: dict[str, str] = {}
     whole = {more: file for file, more in MORE.items()}
     for file in std_files():
-        for name in _ITEM.findall((STD / file).read_text(encoding="utf-8")):
+        for name in _item_names(file):
             out.setdefault(name, whole.get(file, file))
     return out
 
