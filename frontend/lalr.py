@@ -192,9 +192,9 @@ _OPEN = {"LPAR": ")", "LSQB": "]", "LBRACE": "}"}
 _CLOSE = {"RPAR", "RSQB", "RBRACE"}
 
 
-def run(text: str, file: str, callbacks: dict, tokens: list[Tok] | None = None):
+def run(text: str, file: str, callbacks: dict, tokens: list[Tok] | None = None, line: int = 1):
     """Parses; returns what the callback of the start rule gave.  A callback takes (span, children).
-    `tokens`, where given, receives all tokens (the formatter wants them)."""
+    `tokens`, where given, receives all tokens (the formatter wants them).  `line`: where in the file the text starts."""
     tab = tables()
     states, match, keywords = tab.states, tab.match, tab.keywords
     rules = [(left, size, kind, callbacks.get(name)) for left, size, kind, name in tab.rules]
@@ -203,7 +203,7 @@ def run(text: str, file: str, callbacks: dict, tokens: list[Tok] | None = None):
     brackets: list[str] = []                                 # open ( [ {
     starts: list[Tok | None] = [None]                        # per open brace: the first token of the latest statement
     fresh = True                                             # the next token starts a statement
-    pos, line, line_start, size_of_text = 0, 1, 0, len(text)
+    pos, line_start, size_of_text = 0, 0, len(text)
 
     while True:
         # -- the next token

@@ -1,21 +1,16 @@
 """From the text of a `.nn` file to its syntax tree: the front door of the parser.
 
-    parse(text, "mlp.nn")     parse_file("mlp.nn")     parse_library(path, "std/nn.nn")
-                                                      -> ast.Module, or CompileError with one diagnostic
+    parse(text, "mlp.nn")     parse_file("mlp.nn")    -> ast.Module, or CompileError with one diagnostic
+    parse_item(text, "std/nn.nn", 120)                 -> one declaration of a library file
 
 Whatever the input (megabytes of noise, 10^5 open brackets, bytes that are no text), the answer is a tree or a diagnostic,
 in time proportional to the input's length.
 """
 from __future__ import annotations
 
-import functools
-import hashlib
 import os
-import pickle
-import sys
 from pathlib import Path
 
-from ..compiler.cache_dir import read_cached, write_cached
 from ..compiler.diagnostics import CompileError, Source, Span, error
 from . import ast as A
 from . import lalr
@@ -48,26 +43,13 @@ def parse_file(path: str | os.PathLike, name: str | None = None) -> A.Module:
     return parse(read_source(path, name), name)
 
 
-def parse_library(path: str | os.PathLike, name: str) -> A.Module:
-    """`parse_file` for the files of the standard library: their trees are kept in the cache, six times as fast to load
-    as to parse.  Each call gives a tree of its own."""
-    text = read_source(path, name)
-    key = hashlib.sha256(f"{_version()}\n{name}\n{text}".encode()).hexdigest()[:24]
-    raw = read_cached("frontend", "ast-" + key)
-    if raw is not None:
-        Source.register(name, normalise(text))
-        return pickle.loads(raw)                             # from our own folder, checksum included
-    module = parse(text, name)
-    write_cached("frontend", "ast-" + key, pickle.dumps(module, 5))
-    return module
-
-
-@functools.cache
-def _version() -> str:
-    """Changes with everything that a cached tree depends on."""
-    here = Path(__file__).parent
-    parts = [(here / f).read_bytes() for f in ("grammar.lark", "ast.py", "nodes.py", "build_ast.py", "build_expressions.py", "lalr.py")]
-    return hashlib.sha256(b"\0".join(parts)).hexdigest() + str(sys.version_info[:2])
+def parse_item(text: str, file: str, line: int) -> A.Node:
+    """The tree of one declaration of a library file; `text` is its own part of the file, from line `line` on."""
+    try:
+        [item] = lalr.run(text, file, CALLBACKS, line=line).items
+    except (lalr.Unexpected, lalr.BadCharacter, lalr.IndentedMinus) as problem:
+        raise explain(problem, text, file, None) from None
+    return item
 
 
 def read_source(path: str | os.PathLike, name: str | None = None) -> str:

@@ -1,38 +1,31 @@
 """Programs: files, what they import, and the scope of top-level names.  No evaluation here: `let`s are evaluated on demand by
 whoever elaborates.
 
-The prelude (initialisers, optimisers, schedules, rules of std/*.nn) is known without an import.  Its files are parsed only
-when one of their names is used; a scan for `fn NAME`, `rule NAME` at line starts tells which.
+The prelude (initialisers, optimisers, schedules, rules of std/*.nn) is known without an import: see library.py.
 """
 from __future__ import annotations
 
 import functools
 import os
-import re
 from pathlib import Path
 
 from ..compiler.diagnostics import Diagnostics, Span, did_you_mean, error
 from ..compiler.ir.collector import paused
 from . import ast as A
 from .from_pytorch import NAMES
-from .parse import parse, parse_file, parse_library
-from .values import FnValue, LayerClass, Lazy, Namespace, RuleValue, Scope
-
-STD = Path(__file__).with_name("std")
-PRELUDE = ("init.nn", "optim.nn", "optim_more.nn", "rules.nn", "rules_conv.nn", "augment.nn", "functional.nn")
-MORE = {"nn.nn": "nn_more.nn"}         # a library file -> what it also gives, read when a name of it is used
-_ITEM = re.compile(r"^(?:nonlocal[ \t]+)?(?:fn|rule|layer|let)[ \t]+(\w+)", re.M)
+from .library import STD, library_names, library_scope, prelude_scope, std_files
+from .parse import parse, parse_file
+from .values import Lazy, Namespace, Scope, declared
 
 
 class SourceModule:
     """One file: its tree and the scope of its top-level names (imported ones are in a scope around it)."""
 
-    def __init__(self, tree: A.Module, outer: Scope, is_std: bool = False):
-        self.tree, self.file, self.is_std = tree, tree.file, is_std
+    def __init__(self, tree: A.Module, outer: Scope):
+        self.tree, self.file = tree, tree.file
         self.imports = Scope(outer)
         self.scope = Scope(self.imports)
         self.items: dict[str, A.Node] = {}
-        self.imported: list[SourceModule] = []
 
 
 class Program:
@@ -82,21 +75,19 @@ def load(path_or_source: str | os.PathLike, text: str | None = None) -> Program:
 
 
 def _module(tree: A.Module, base: Path, outer: Scope, chain: list[str], done: dict[str, SourceModule],
-            problems: Diagnostics, is_std: bool = False) -> SourceModule:
-    module = SourceModule(tree, outer, is_std)
+            problems: Diagnostics) -> SourceModule:
+    module = SourceModule(tree, outer)
     for item in tree.items:
         if isinstance(item, A.Import):
             imported = _import(item, tree.file, base, outer, chain, done, problems)
             if imported is None:
                 continue
-            module.imported.append(imported)
             if item.alias:
-                module.imports.bind(item.alias, Namespace(item.alias, imported.scope), item.span)
+                module.imports.bind(item.alias, Namespace(item.alias, imported), item.span)
                 continue
-            for name, v in imported.scope.names.items():
+            for name, v in imported.names.items():
                 # looked up through the module it belongs to, so that a `let` is evaluated there, once
-                module.imports.bind(name, Lazy(functools.partial(imported.scope.lookup, name)) if type(v) is Lazy else v,
-                                    imported.scope.spans.get(name))
+                module.imports.bind(name, Lazy(functools.partial(imported.lookup, name)) if type(v) is Lazy else v, imported.spans.get(name))
     for item in tree.items:
         _declare(module, item, problems)
     return module
@@ -114,12 +105,7 @@ def _declare(module: SourceModule, item: A.Node, problems: Diagnostics) -> None:
     name, span = item.name, item.name_span
     if not _once(module, name, item, span, problems):
         return
-    if isinstance(item, A.FnDef):
-        scope.bind(name, FnValue(item, scope, name), span)
-    elif isinstance(item, A.Layer):
-        scope.bind(name, LayerClass(item, scope), span)
-    elif isinstance(item, A.Rule):
-        scope.bind(name, RuleValue(item, scope), span)
+    scope.bind(name, declared(item, scope), span)
 
 
 def _once(module: SourceModule, name: str, item: A.Node, span: Span, problems: Diagnostics) -> bool:
@@ -149,7 +135,8 @@ def module_let(scope: Scope, item: A.Let) -> None:
 # ---- imports ----------------------------------------------------------------------------------------------------------
 
 def _import(item: A.Import, file: str, base: Path, outer: Scope, chain: list[str], done: dict[str, SourceModule],
-            problems: Diagnostics) -> SourceModule | None:
+            problems: Diagnostics) -> Scope | None:
+    """The top-level names of an imported file."""
     path = item.path
     if path.startswith("std/"):
         name = path[4:]
@@ -158,7 +145,7 @@ def _import(item: A.Import, file: str, base: Path, outer: Scope, chain: list[str
             problems.error(item.path_span, f"there is no library file `{path}`", hint=f"did you mean `{near}`?" if near else
                            "the library holds " + ", ".join("std/" + f for f in std_files()))
             return None
-        return std_module(name)
+        return library_scope(name)
     target = base / path
     key = os.path.realpath(target)
     if key in chain or key == os.path.realpath(file):
@@ -167,7 +154,7 @@ def _import(item: A.Import, file: str, base: Path, outer: Scope, chain: list[str
             [*names, os.path.basename(file), os.path.basename(key)][-6:]))
         return None
     if key in done:
-        return done[key]
+        return done[key].scope
     if not target.is_file():
         problems.error(item.path_span, f"cannot find `{path}`", hint=f"it is looked for next to {os.path.basename(file)}"
                        + ("; library files start with `std/`" if (STD / os.path.basename(path)).exists() else ""))
@@ -175,62 +162,7 @@ def _import(item: A.Import, file: str, base: Path, outer: Scope, chain: list[str
     tree = parse_file(target, os.path.normpath(target))
     module = _module(tree, target.parent, outer, [*chain, os.path.realpath(file)], done, problems)
     done[key] = module
-    return module
-
-
-@functools.cache
-def std_files() -> tuple[str, ...]:
-    """The library's file names."""
-    return tuple(sorted(p.name for p in STD.glob("*.nn")))
-
-
-@functools.cache
-def std_module(name: str) -> SourceModule:
-    """A library file, read once per process."""
-    problems = Diagnostics()
-    module = _module(parse_library(STD / name, f"std/{name}"), STD, prelude_scope(), [], {}, problems, is_std=True)
-    problems.raise_if_errors()
-    if name in MORE:
-        _promise(module.scope, MORE[name])
-    return module
-
-
-@functools.cache
-def prelude_scope() -> Scope:
-    """Operations and types, and around every program: initialisers, optimisers, schedules and rules of the library."""
-    from .builtins import builtin_scope
-
-    scope = Scope(builtin_scope())
-    for file in PRELUDE:
-        if (STD / file).exists():
-            _promise(scope, file)
-    return scope
-
-
-def _item_names(file: str) -> list[str]:
-    """The names that a library file declares, without parsing it."""
-    return _ITEM.findall((STD / file).read_text(encoding="utf-8"))
-
-
-def _promise(scope: Scope, file: str) -> None:
-    """Names of a library file that is parsed when one of them is used."""
-    for name in _item_names(file):
-        scope.names.setdefault(name, Lazy(functools.partial(_from_library, file, name)))
-
-
-def _from_library(file: str, name: str) -> object:
-    return std_module(file).scope.lookup(name)
-
-
-@functools.cache
-def library_names() -> dict[str, str]:
-    """Name -> library file, for "import "std/nn.nn"" hints."""
-    out: dict[str, str] = {}
-    whole = {more: file for file, more in MORE.items()}
-    for file in std_files():
-        for name in _item_names(file):
-            out.setdefault(name, whole.get(file, file))
-    return out
+    return module.scope
 
 
 FOREIGN_TYPES = {"float16": "f16", "bfloat16": "bf16", "float32": "f32", "float64": "f64", "double": "f64", "half": "f16", "int8": "i8", "int16": "i16",

@@ -305,6 +305,13 @@ class LayerClass:
         return f"layer {self.decl.name}"
 
 
+def declared(item: A.FnDef | A.Layer | A.Rule, scope: Scope) -> FnValue | LayerClass | RuleValue:
+    """What a top-level declaration in a file with these names stands for."""
+    if isinstance(item, A.FnDef):
+        return FnValue(item, scope, item.name)
+    return LayerClass(item, scope) if isinstance(item, A.Layer) else RuleValue(item, scope)
+
+
 class LayerInstance:
     """A layer with its arguments: cells of its own (`own`, in order), children (sub-layers, lists of them, functions), methods.
     Two instances with equal `key` have the same structure, so they share functions; each has its own cells."""

@@ -7,7 +7,7 @@ import pytest
 from engram.datasets import Dataset
 from engram.frontend.builtins import builtin_scope
 from engram.frontend.from_pytorch import ATTRIBUTES, NAMES
-from engram.frontend.program import library_names
+from engram.frontend.library import library_names
 from engram.session import load_program, train_plan
 from engram.train import Trainer
 

@@ -13,7 +13,8 @@ from engram.compiler.diagnostics import CompileError
 from engram.frontend import ast as A
 from engram.frontend import lalr
 from engram.frontend.build_ast import CALLBACKS
-from engram.frontend.parse import parse, parse_file, parse_library
+from engram.frontend.library import STD, library_scope, std_files
+from engram.frontend.parse import parse, parse_file
 
 ROOT = Path(__file__).parent.parent
 HAND_WRITTEN = sorted((ROOT / "tests/programs").glob("*.nn")) + sorted((ROOT / "frontend/std").glob("*.nn"))
@@ -410,24 +411,19 @@ def test_tables_of_a_changed_grammar_are_cached_and_damage_is_repaired(tmp_path,
         lalr.tables.cache_clear()
 
 
-def test_library_trees_are_cached(tmp_path, monkeypatch):
-    monkeypatch.setenv("ENGRAM_CACHE_DIR", str(tmp_path / "cache"))
-    path = tmp_path / "lib.nn"
-    path.write_text("let x = 1")
-    first, second = parse_library(path, "std/lib.nn"), parse_library(path, "std/lib.nn")
-    assert first == second == parse_file(path) and first is not second and second.span.file == "std/lib.nn"
-    [file] = [f for f in (tmp_path / "cache/frontend").iterdir() if f.name.startswith("ast-")]
-    file.write_bytes(file.read_bytes()[:-2])
-    assert parse_library(path, "std/lib.nn") == first
-    path.write_text("let x = 2")
-    assert parse_library(path, "std/lib.nn").items[0].value.value == 2
-    path.write_text("let x = ")
-    for _ in range(2):
-        with pytest.raises(CompileError):
-            parse_library(path, "std/lib.nn")
-    monkeypatch.setenv("ENGRAM_CACHE_DIR", "")
-    path.write_text("let x = 3")
-    assert parse_library(path, "std/lib.nn").items[0].value.value == 3
+def test_library_items_are_the_files_declarations():
+    """library.py takes a library file apart by its lines; each part gives the tree and the places that the whole file gives."""
+    for name in std_files():
+        file = parse_file(STD / name, f"std/{name}")
+        items = [i for i in file.items if not isinstance(i, A.Import)]
+        assert all(i.path.startswith("std/") and i.alias is None for i in file.items if isinstance(i, A.Import))
+        scope = library_scope(name)
+        assert [i.name for i in items] == list(scope.names)
+        for item in items:
+            got = scope.lookup(item.name).decl
+            assert got == item and got.span == item.span and got.name_span == item.name_span
+            assert [n.span for n in A.walk(got)] == [n.span for n in A.walk(item)]
+
 
 
 def test_cache_dir(tmp_path, monkeypatch):
