@@ -55,8 +55,10 @@ class _Training:
     """A train block with the benchmark's data and weights in its slots."""
 
     def __init__(self, w: Workload, where: Where, repeat: int = 1):
+        from ..compiler import driver
         from ..datasets import Dataset
         from ..session import load_program, train_plan
+        driver.begin(where.backend)                              # as `engram run` does
         fields = models.data(w.model, w.size)
         if repeat > 1:
             fields = {k: np.tile(v, (repeat,) + (1,) * (v.ndim - 1)) for k, v in fields.items()}

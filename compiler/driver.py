@@ -44,9 +44,10 @@ def prove_cut(module: Module) -> None:
     lower(module, "fused")
 
 
-def begin(modules: Iterable[Module], backend: str) -> None:
-    """Modules that are to be built soon, perhaps after others: starts compiling what does not depend on their details."""
-    if backend == "cpu" and any(op.name == "tensor.dot_general" for m in modules for op in m.walk()):
+def begin(backend: str, modules: Iterable[Module] | None = None) -> None:
+    """Starts compiling what programs for a backend need whatever they are, beside what comes next: for whoever is about to read a program and
+    to run it. `modules`: those that are to be built, where they are known; one without a matrix product needs nothing."""
+    if backend == "cpu" and (modules is None or any(op.name == "tensor.dot_general" for m in modules for op in m.walk())):
         from ..codegen.cpu.program import prepare
         prepare()
 

@@ -142,7 +142,7 @@ class Trainer:
         self._owner = None                                   # the program whose handles the slots are; None: arrays
         self.stale = False                                   # someone else holds newer weights
         from .compiler import driver
-        driver.begin(self._modules(), backend)
+        driver.begin(backend, self._modules())
 
     def _modules(self) -> list[Any]:
         """The plan's modules, each once: a phase may have one of its own."""

@@ -8,15 +8,13 @@ Parentheses do not make a node: they widen the span of what they hold and set it
 """
 from __future__ import annotations
 
-from dataclasses import field
-
 from ..compiler.diagnostics import Span
-from .nodes import Node, children, dump, field_names, node, place, walk  # noqa: F401
+from .nodes import Node, children, dump, field_names, flag, node, place, walk  # noqa: F401
 
 
 @node
 class Expr(Node):
-    parens: bool = field(default=False, kw_only=True)       # written in parentheses: `(a + b)`
+    parens: bool = flag()       # written in parentheses: `(a + b)`
 
 
 @node
@@ -39,7 +37,7 @@ class Pattern(Node):
 @node
 class Module(Node):
     """A whole file.  Items: Import, FnDef, Layer, Rule, Train, Run, Let."""
-    file: str = field(compare=False)
+    file: str = place()
     items: list[Node]
 
 

@@ -1,24 +1,60 @@
 """What all nodes of the syntax tree have in common: how they are made, compared, walked and shown. The constructs are in ast.py."""
 from __future__ import annotations
 
+import functools
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass, field, fields
 from typing import dataclass_transform
 
 from ..compiler.diagnostics import Span
 
 
-@dataclass_transform(field_specifiers=(field,))
+class Part:
+    """How a field of a node differs from a part of the tree that its constructor takes by position."""
+
+    __slots__ = ("compare", "flag")
+
+    def __init__(self, compare: bool = True, flag: bool = False):
+        self.compare, self.flag = compare, flag
+
+
+def place() -> Span:
+    """A field for the span of a part (an operator, a name) that has no node of its own; any field that is not compared."""
+    return Part(compare=False)
+
+
+def flag() -> bool:
+    """A field that is False unless the constructor is told otherwise, by name."""
+    return Part(compare=False, flag=True)
+
+
+@functools.cache
+def _init(names: tuple[str, ...], flags: tuple[str, ...]):
+    """The constructor of classes with these fields."""
+    params = ", ".join(("self", *names, *(["*"] if flags else []), *(f"{n}=False" for n in flags)))
+    scope: dict = {}
+    exec(f"def __init__({params}):\n" + "\n".join(f" self.{n} = {n}" for n in names + flags), scope)
+    return scope["__init__"]
+
+
+@dataclass_transform(field_specifiers=(place, flag))
 def node(cls):
-    """Makes a class of the tree a dataclass.  Comparison and repr are Node's: generating them for each of the sixty
-    classes would take half of the parser's start-up time, and recursive ones would fail on very deep trees."""
-    return dataclass(slots=True, eq=False, repr=False)(cls)
+    """Makes a class of the tree from its annotations, as dataclass(slots=True) would, in a third of the time: there are sixty, and every
+    program waits for them.  Comparison and repr are Node's; recursive ones would fail on very deep trees."""
+    own = {n: cls.__dict__.get(n, _PART) for n in cls.__dict__.get("__annotations__", ())}
+    parts = {**getattr(cls, "__parts__", {}), **own}
+    space = {k: v for k, v in cls.__dict__.items() if k not in own and k not in ("__dict__", "__weakref__")}
+    init = _init(tuple(n for n, p in parts.items() if not p.flag), tuple(n for n, p in parts.items() if p.flag))
+    return type(cls)(cls.__name__, cls.__bases__,
+                     {**space, "__qualname__": cls.__qualname__, "__slots__": tuple(own), "__parts__": parts, "__init__": init})
+
+
+_PART = Part()
 
 
 @node
 class Node:
-    span: Span = field(compare=False)
+    span: Span = place()
 
     def __eq__(self, other: object) -> bool:
         """The same tree, wherever it stands."""
@@ -45,11 +81,6 @@ class Node:
         return dump(self)
 
 
-def place() -> Span:
-    """A field for the span of a part (an operator, a name) that has no node of its own."""
-    return field(compare=False)
-
-
 # ---- looking at trees --------------------------------------------------------------------------------------------
 
 _FIELDS: dict[type, tuple[str, ...]] = {}
@@ -59,7 +90,7 @@ def field_names(node: Node) -> tuple[str, ...]:
     """The names of a node's own parts: without spans and `parens`."""
     names = _FIELDS.get(type(node))
     if names is None:
-        names = tuple(f.name for f in fields(node) if f.compare and f.name not in ("span", "parens"))
+        names = tuple(n for n, p in node.__parts__.items() if p.compare)
         _FIELDS[type(node)] = names
     return names
 

@@ -12,7 +12,7 @@ import hashlib
 import itertools
 import os
 import threading
-from collections import OrderedDict
+from collections import OrderedDict, deque
 from concurrent.futures import Future, ThreadPoolExecutor
 
 from ...compiler.cache_dir import read_cached, write_cached
@@ -122,22 +122,53 @@ def compile_text(text: str, target: CpuTarget | None = None, quick: bool = False
 _pools: dict[bool, ThreadPoolExecutor] = {}                  # what is quick does not wait for what is not
 _pool_lock = threading.Lock()
 _recent: OrderedDict[str, Future[bytes]] = OrderedDict()     # what is being compiled, and the last that was
+_waiting: deque[tuple[Future[bytes], str, CpuTarget]] = deque()
 RECENT = 64
 
 
 def submit(text: str, target: CpuTarget, quick: bool = False) -> Future[bytes]:
-    """`compile_text` on one of the compile threads: as many as there are processors. Equal texts are compiled once."""
+    """`compile_text` beside whatever comes next; `finish` has the result. Equal texts are compiled once.
+
+    One thread less than there are processors: the caller, who writes the next text meanwhile, needs one, and compiles with
+    the others once it waits for them."""
     key = object_key(text, target, quick)
     with _pool_lock:
         if key in _recent:
             _recent.move_to_end(key)
             return _recent[key]
         if quick not in _pools:
-            _pools[quick] = ThreadPoolExecutor(_processors(), "engram-compile")
-        future = _recent[key] = _pools[quick].submit(compile_text, text, target, quick)
+            _pools[quick] = ThreadPoolExecutor(max(1, _processors() - 1), "engram-compile")
+        if quick:
+            future = _pools[quick].submit(compile_text, text, target, quick)
+        else:
+            _waiting.append((future := Future(), text, target))
+            _pools[quick].submit(_compile_next)
+        _recent[key] = future
         if len(_recent) > RECENT:
             _recent.popitem(last=False)
         return future
+
+
+def _compile_next() -> bool:
+    """Compiles what has waited longest; False where nothing waits."""
+    try:
+        future, text, target = _waiting.popleft()
+    except IndexError:
+        return False
+    try:
+        future.set_result(compile_text(text, target))
+    except BaseException as problem:
+        future.set_exception(problem)
+        if not isinstance(problem, Exception):
+            raise
+    return True
+
+
+def finish(futures: list[Future[bytes]]) -> list[bytes]:
+    """The objects of texts that were submitted."""
+    while not all(f.done() for f in futures) and _compile_next():
+        pass
+    return [f.result() for f in futures]
 
 
 def _processors() -> int:
@@ -153,6 +184,7 @@ def _after_fork() -> None:
     _pool_lock, _making = threading.Lock(), threading.Lock()
     _pools.clear()
     _recent.clear()
+    _waiting.clear()
 
 
 if hasattr(os, "register_at_fork"):
@@ -162,7 +194,7 @@ if hasattr(os, "register_at_fork"):
 def compile_many(texts: list[str], target: CpuTarget | None = None) -> list[bytes]:
     """Object bytes of several modules, compiled side by side."""
     target = target or host_target()
-    return [f.result() for f in [submit(text, target) for text in texts]]
+    return finish([submit(text, target) for text in texts])
 
 
 # ---------------------------------------------------------------- loading
@@ -203,4 +235,4 @@ def load(text: str, exports: list[str], imports: dict[str, int] | None = None,
          target: CpuTarget | None = None) -> Library:
     """Compile (or fetch) `text` and load it."""
     target = target or host_target()
-    return Library([submit(text, target).result()], exports, imports, target)
+    return Library(compile_many([text], target), exports, imports, target)

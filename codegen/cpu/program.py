@@ -21,7 +21,7 @@ from ...compiler.diagnostics import RuntimeError_
 from ...compiler.ir.core import Func, Module
 from ...compiler.ops.work import Kernel
 from . import contract
-from .compile import Library, load, submit
+from .compile import Library, finish, load, submit
 from .emit import Emitter, n_inputs
 from .gemm import compile_gemm, gemm_address, scratch_bytes, symbol
 from .gemm_base import FEW, with_pairs
@@ -179,7 +179,7 @@ def compile_module(module: Module, threads: int | None = None, profile: bool = F
     emitter = Emitter(module, target, threads, profile, ready)
     emitter.run(names)
     offered = ["engram_barrier", "engram_fail", "engram_pointers", "engram_profile", *emitter.constants, *(symbol(d) for d in emitter.gemms)]
-    return Compiled(target, threads, [x.result() for x in objects],
+    return Compiled(target, threads, finish(objects),
                     [x for x in offered if any(f"@{x}" in text for text in texts)],
                     [_signature(emitter, module.funcs[name]) for name in names],
                     emitter.constants, sorted(emitter.gemms), emitter.errors.items, emitter.steps)

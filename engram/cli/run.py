@@ -12,11 +12,13 @@ MOST_READ = 10_000                         # samples whose misreadings --plot sh
 
 
 def run_command(args) -> int:
-    from ..frontend import ast as A
+    from ..compiler import driver
     from ..session import first_block, load_program
+    driver.begin(args.backend)
     program = load_program(args.file)
     block = first_block(program, args.block)
     overrides = settings(args.set)
+    from ..frontend import ast as A
     if isinstance(block, A.Run):
         return statements(program, block, overrides, args)
     if args.seed is not None:
