@@ -481,7 +481,7 @@ class _Gen(Pack, Tiles):
         if self.with_tables:
             self.single(tables=True)
         self.entry()
-        return self.tiles.parts(60_000) + self.m.parts(60_000)
+        return self.tiles.parts(60_000) + self.m.parts(30_000)
 
 
 @functools.cache

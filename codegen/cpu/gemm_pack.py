@@ -76,28 +76,14 @@ class Pack(Base):
         f.label(test)
         f.branch(f.op("icmp eq i64 %sk, 1"), unit_k, other)
         f.label(unit_k)
-        top = f.isub("%valid", "1")
         whole = "%kc" if masked else f.op(f"and i64 %kc, -{w}")
-
-        def transposed(vectors: list[str]) -> None:
-            """These vectors (by number) of every k."""
-            ats = [f.imul(p, str(w)) for p in vectors]
-            bases = [[f.gep(src_e, "%src", f.imul(f.imin(f.iadd(at, str(i)), top), "%si")) for i in range(w)] for at in ats]
-            with f.loop("0", whole, str(w)) as loop:
-                m = self.mask(f, f.isub("%kc", loop.index)) if masked else None
-                ahead = f.iadd(loop.index, f.imul("%si", "%h"))           # the next panel
-                for base in sum(bases, []):
-                    self.prefetch(f, f.gep(src_e, base, ahead), 2)
-                cols = [self.transpose(f, [self.vload_side(f, side, f.gep(src_e, base, loop.index), m) for base in rows]) for rows in bases]
-                for k in range(w):
-                    dst = f.gep(e, "%dst", f.imul(f.iadd(loop.index, str(k)), "%h"))
-                    for at, col in zip(ats, cols):
-                        self.vstore(f, col[k], f.gep(e, dst, at))
-        if side == "a" or parts == 1:
-            transposed([str(p) for p in range(parts)])
-        else:                                  # B's panels are whole vectors wide: one after the other, half as much code
+        if side == "a" and parts > 1:          # a vector reaches beyond its h elements, to where the next k's first one is put later
+            self.transposed(f, side, parts, whole)
+        else:                                  # panels are whole vectors wide: one after the other
             with f.loop("0", str(parts)) as part:
-                transposed([part.index])
+                at = f.imul(part.index, str(w))
+                f.do(f"call void @{self.pack_rows(self.sides(side))}(ptr {f.gep(e, '%dst', at)}, ptr {f.gep(src_e, '%src', f.imul(at, '%si'))}, "
+                     f"i64 %si, i64 %h, i64 {f.isub('%valid', at)}, i64 {whole})")
         if masked:
             f.jump(out)
             from_k, before = "0", test
@@ -118,6 +104,37 @@ class Pack(Base):
         f.jump(out)
         f.label(out)
         f.finish()
+
+    def transposed(self, f: Fn, side: str, parts: int, whole: str) -> None:
+        """dst[k * h + i] = src[i * si + k] for i < parts * w, k < whole: rows from `valid` on are the last one again."""
+        w, e, src_e = self.w, self.e, self.ea if side == "a" else self.eb
+        top = f.isub("%valid", "1")
+        bases = [[f.gep(src_e, "%src", f.imul(f.imin(str(p * w + i), top), "%si")) for i in range(w)] for p in range(parts)]
+        with f.loop("0", whole, str(w)) as loop:
+            m = self.mask(f, f.isub(whole, loop.index)) if self.target.masked else None
+            ahead = f.iadd(loop.index, f.imul("%si", "%h"))               # the next panel
+            for base in sum(bases, []):
+                self.prefetch(f, f.gep(src_e, base, ahead), 2)
+            cols = [self.transpose(f, [self.vload_side(f, side, f.gep(src_e, base, loop.index), m) for base in rows]) for rows in bases]
+            for k in range(w):
+                dst = f.gep(e, "%dst", f.imul(f.iadd(loop.index, str(k)), "%h"))
+                for p, col in enumerate(cols):
+                    self.vstore(f, col[k], f.gep(e, dst, str(p * w)))
+
+    def sides(self, side: str) -> str:
+        """The first side whose elements are kept as this one's are: what is written for it serves both."""
+        return "a" if self.side["a"] == self.side["b"] else side
+
+    def pack_rows(self, side: str) -> str:
+        """The function that packs w rows whose k's lie side by side. One for both sides where it can be: a transpose takes LLVM
+        longer than all else here."""
+        name = f"pack_rows_{side}"
+        if name not in self.m.have:
+            self.m.have.add(name)
+            f = Fn(self.m, f"internal void @{name}(ptr noalias %dst, ptr noalias %src, i64 %si, i64 %h, i64 %valid, i64 %whole)", "#2")
+            self.transposed(f, side, 1, "%whole")
+            f.finish()
+        return name
 
     def pack_pairs(self, side: str, parts: int) -> None:
         """Pairs of 16-bit elements as 32-bit words: dst[w * h + i] = (src[i * si + 2 w * sk], the next one along k), w < kc, where `left`
