@@ -42,9 +42,12 @@ def optimising() -> list:
     from ..passes.hoist import Hoist
     from ..passes.inline import Inline
     from ..passes.integer_dots import IntegerDots
+    from ..passes.merge_calls import MergeCalls
     return [
         Dce(),                   # gradients leave unused forward values
         Inline(),                # before the rest: it brings producers and consumers together
+        MergeCalls(),            # after inlining: gradients and updates of what repeats are calls side by side
+        Inline(continues=8),     # updates, where they continue the product
         Canonicalize(),
         Fold(evaluate_op),       # the interpreter's evaluator: folding is the definition itself
         IntegerDots(),           # before merging: a matrix that several products use is packed once

@@ -10,10 +10,11 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from ..compiler.ir.core import Func, Module, Op, Value, free_values
+from .donate import infer_donations
 from .lower_buffers import MOVES
 from .util import Purity, nbytes
 
-WORTH = 0.75                        # of the memory in program order: for less it is not worth another order
+WORTH = 0.95                        # of the memory in program order: for less it is not worth another order
 
 
 @dataclass(frozen=True)
@@ -24,6 +25,7 @@ class Schedule:
     exact: ClassVar[bool] = True
 
     def apply(self, module: Module) -> Module:
+        infer_donations(module)                              # inner functions, too, write in place
         pure = Purity(module)
         for f in module.funcs.values():
             if len(f.returns.operands) > 1:
