@@ -170,6 +170,25 @@ def test_an_a_packed_for_several_column_blocks(dtype, machine):
         np.testing.assert_allclose(c[0, 0, ::97], a[0, 0, ::97].astype(np.float64) @ b[0, 0], rtol=0, atol=k * 4 * np.finfo(a.dtype).eps)
 
 
+@pytest.mark.parametrize("dtype", ["f32", "f64"])
+def test_an_a_that_is_read_in_rows_has_the_bits_of_a_packed_one(dtype):
+    """Few columns: A's rows are read where they lie, unless they are odd in number, share a set of L1 or do not lie along k."""
+    run, rng = Gemm(dtype, ""), np.random.default_rng(5)
+    for m, n, k in ((96, 40, 300), (240, 130, 70), (384, 64, 513), (84, 16, 17), (97, 33, 40), (100, 32, 1024)):
+        wide = random(rng, dtype, 1, 1, m, k + 24)
+        b = random(rng, dtype, 1, 1, k, n)
+        a, start = wide[..., :k], random(rng, dtype, 1, 1, m, n)
+        columns = np.ascontiguousarray(a.swapaxes(2, 3)).swapaxes(2, 3)
+        want = run(columns, b, start.copy(), accumulate=True)          # along m: packed
+        check(dtype, want, a, b, start)
+        for x in (a, a.copy()):
+            for threads in (1, 3):
+                got = run(x, b, start.copy(), accumulate=True, threads=threads)
+                assert got.tobytes() == want.tobytes(), (m, n, k)
+        got = run(a, np.ascontiguousarray(b.swapaxes(2, 3)).swapaxes(2, 3), start.copy(), accumulate=True)
+        assert got.tobytes() == want.tobytes()
+
+
 def walk_streams():
     """(the function that gives a tile its walk over an epilogue's streams, columns of a tile)."""
     from engram.codegen.cpu.compile import load

@@ -15,6 +15,7 @@ ARGS = ("batch0", "batch1", "m", "n", "k",
         "epilogue", "env", "discard", "streams")
 ARG_INDEX = {name: i for i, name in enumerate(ARGS)}
 
+SETS_BYTES = 4096  # after which addresses come round to the same set of L1: 64 sets on nearly all processors
 CHUNK = 16         # k's of a column-major A that are packed at a time
 PREFETCH = 16      # rows of B ahead of the one being packed
 LLVM_TYPE = {"f32": "float", "f64": "double", "i32": "i32", "i64": "i64"}
@@ -64,6 +65,11 @@ class Tiling:
     def few_rows(self) -> int:
         """Rows of A up to which a B that lies row by row is read in place: packing it would cost more than it gains."""
         return 10 * self.mr
+
+    @property
+    def few_columns(self) -> int:
+        """Columns up to which an A that lies row by row is read in place: a panel's rows then come from L2 for every tile, which costs less than packing."""
+        return 16 * self.nr
 
     @property
     def heights(self) -> range:
@@ -134,6 +140,7 @@ class Base:
         self.w = self.t.lanes
         self.v = vec(self.e, self.w)
         self.float = dtype in ("f32", "f64")
+        self.reads_rows = self.float and self.same["a"] and target.masked and target.x86 and not self.pairs     # see gemm_tile.micro's `in_rows`
         self.zero = "0.0" if self.float else "0"
         self.suffix = f"v{self.w}{'f' if self.float else 'i'}{self.size * 8}"
 

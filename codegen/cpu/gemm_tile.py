@@ -42,6 +42,15 @@ class Walk:
                       ((self.lines, other.lines), (self.hop, other.hop), (self.beside, other.beside))))
 
 
+@dataclass(frozen=True)
+class RowsOfA:
+    """A panel of A that is not packed where `holds`: its rows lie `lda` bytes apart from `at` on."""
+
+    holds: str
+    at: str
+    lda: str
+
+
 class WalkSlot:
     """A walk in memory, for functions that choose one."""
 
@@ -65,12 +74,13 @@ class WalkSlot:
 class Tiles(Base):
     """Writes the tile functions (into a module of their own, compiled beside the rest) and the calls of them."""
 
-    def micro(self, h: int, nw: int, packs: bool = False) -> str:
+    def micro(self, h: int, nw: int, packs: bool = False, in_rows: bool = False) -> str:
         """C[h x nw vectors] (+)= Apanel[k][h] @ B[k][ldb]; `cols`, `rows` = what of the tile exists (masked targets).
         With `packs`, B (a whole panel, unpacked) is also written to `packed` on the way: packing hides behind arithmetic.
+        With `in_rows`, A lies unpacked: rows `lda` bytes apart (all h exist), along k without gaps.
         It also walks over what is to come to L2 meanwhile, two lines of memory with each k (see Walk)."""
-        name = f"tile_{h}x{nw}" + ("_packing" if packs else "")
-        f = Fn(self.tiles, f"void @{name}(i64 %k, ptr noalias %a, ptr noalias %b, i64 %ldb, ptr noalias %c, "
+        name = f"tile_{h}x{nw}" + ("_packing" if packs else "_rows" if in_rows else "")
+        f = Fn(self.tiles, f"void @{name}(i64 %k, ptr noalias %a{', i64 %lda' if in_rows else ''}, ptr noalias %b, i64 %ldb, ptr noalias %c, "
                        f"i64 %ldc, i64 %cols, i64 %rows, i1 %first{', ptr noalias %packed' if packs else WALK_PARAMS})", "#2")
         masks: list[str | None] = [None] * nw
         last: list[str | None] = [None] * nw
@@ -103,15 +113,27 @@ class Tiles(Base):
         f.label(go)
         start = [f.op(f"phi {self.v} [ zeroinitializer, %{fresh} ], [ {x}, %{init} ]") for x in loaded]
         # A's pointer and B's pointer advance; the accumulators stay in registers
-        carried = [("ptr", "%a"), ("ptr", "%b"), *((self.v, x) for x in start)]
+        # (rows: one pointer for several of them, from which x86 addresses those 1, 2, 4 and 8 times lda further)
+        bases = range(0, h, 3) if in_rows else (0,)
+        reach = {b + d: (n, d) for n, b in reversed(list(enumerate(bases))) for d in (8, 4, 2, 1, 0)} if in_rows else {}
+        heads = [f.op(f"getelementptr i8, ptr %a, i64 {f.imul('%lda', str(b))}") if b else "%a" for b in bases]
+        carried = [*(("ptr", x) for x in heads), ("ptr", "%b"), *((self.v, x) for x in start)]
         walks = nw == self.t.nw and not packs
         if walks:
             carried += [("ptr", "%far"), ("ptr", "%far"), ("i64", "%lines")]
         ahead = f.imul("%ldb", str(PREFETCH // 2))
         eb = self.eb if packs else self.e
 
-        def step(a: str, b: str, acc: list[str], packed: str = "") -> list[str]:
-            self.prefetch(f, f.gep(self.e, a, str(PREFETCH // 2 * h)))    # B's panels pass through L1 and push A's out
+        def element(heads: list[str], i: int) -> str:
+            """Where row i's element of A lies."""
+            if not in_rows:
+                return f.gep(self.e, heads[0], str(i))
+            n, d = reach[i]
+            return f.op(f"getelementptr i{8 * d}, ptr {heads[n]}, i64 %lda") if d else heads[n]
+
+        def step(heads: list[str], b: str, acc: list[str], packed: str = "") -> list[str]:
+            if not in_rows:
+                self.prefetch(f, f.gep(self.e, heads[0], str(PREFETCH // 2 * h)))    # B's panels pass through L1 and push A's out
             soon = f.gep(eb, b, ahead)                         # B's panels come from L2
             for j in lines:
                 self.prefetch(f, f.gep(eb, soon, str(j)))
@@ -123,21 +145,35 @@ class Tiles(Base):
                 self.vstore(f, bs[j], f.gep(self.e, packed, str(j * self.w)))
             out = []
             for i in range(h):
-                x = self.packed_splat(f, f.gep(self.e, a, str(i)))
+                x = self.packed_splat(f, element(heads, i))
                 out += [self.packed_fma(f, x, bs[j], acc[i * nw + j]) for j in range(nw)]
+                if in_rows:                                    # LLVM would load all rows' elements at once and run out of registers
+                    out[-nw:] = self.in_order(f, out[-nw:])
             return out
 
         with f.loop("0", "%k", carried=carried) as loop:
-            a, b, *acc = loop.values
+            heads, b, acc = loop.values[:len(bases)], loop.values[len(bases)], loop.values[len(bases) + 1:]
             acc, walk = (acc[:-3], acc[-3:]) if walks else (acc, [])
             packed = f.gep(self.e, "%packed", f.imul(loop.index, str(self.t.nr))) if packs else ""
             walk = self.walk(f, *walk)                         # in front: LLVM loads nothing earlier than a prefetch before it
-            loop.next = [f.gep(self.e, a, str(h)), f.gep(eb, b, "%ldb"), *step(a, b, acc, packed), *walk]
+            by = "1" if in_rows else str(h)
+            after = [f.gep(self.e, x, by) for x in heads]
+            if in_rows:                                        # opaque: LLVM would keep a pointer for every row
+                after = [f.op(f'call ptr asm "", "=r,0"(ptr {x})') for x in after]
+            loop.next = [*after, f.gep(eb, b, "%ldb"), *step(heads, b, acc, packed), *walk]
         for i in range(h):
             for j in range(nw):
-                self.vstore(f, loop.results[2 + i * nw + j], *at(i, j))
+                self.vstore(f, loop.results[len(bases) + 1 + i * nw + j], *at(i, j))
         f.finish()
         return name
+
+    def in_order(self, f: Fn, values: list[str]) -> list[str]:
+        """The values, of which LLVM believes that memory changes once they are there: it loads later what comes later."""
+        n = len(values)
+        type_ = "{ " + ", ".join([self.v] * n) + " }"
+        shape = ",".join(["=v"] * n + [str(i) for i in range(n)] + ["~{memory}"])
+        out = f.op(f'call {type_} asm sideeffect "", "{shape}"({", ".join(f"{self.v} {x}" for x in values)})')
+        return [f.op(f"extractvalue {type_} {out}, {i}") for i in range(n)]
 
     def walk(self, f: Fn, at: str = "", row: str = "", left: str = "") -> list[str]:
         """A step of the walk of a tile (none: it has none); where it is then."""
@@ -201,6 +237,20 @@ class Tiles(Base):
                  f"i64 {tile.cols}, i64 {tile.rows}, i1 {tile.first}, ptr {tile.b})")
             f.jump(done)
         f.label(done)
+
+    def rows_tile(self, f: Fn, a: RowsOfA, tile: Tile, b: str, ldb: str, walk: Walk, done: str) -> None:
+        """Where A's panel is not packed: its tile, and on to `done`."""
+        rows, other = f.new_label("rows"), f.new_label("panel")
+        labels = {h: f.new_label("rows.tile") for h in self.packing_heights()}
+        f.branch(a.holds, rows, other)
+        f.label(rows)
+        f.do(f"switch i64 {tile.height}, label %{done} [ {' '.join(f'i64 {h}, label %{x}' for h, x in labels.items())} ]")
+        for h, label in labels.items():
+            f.label(label)
+            f.do(f"call void @tile_{h}x{self.t.nw}_rows(i64 {tile.k}, ptr {a.at}, i64 {a.lda}, ptr {b}, i64 {ldb}, ptr {tile.c}, i64 {tile.ldc}, "
+                 f"i64 {tile.cols}, i64 {tile.rows}, i1 {tile.first}, ptr {walk.far}, i64 {walk.lines}, i64 {walk.hop}, i64 {walk.beside})")
+            f.jump(done)
+        f.label(other)
 
     def call_tile(self, f: Fn, tile: Tile, b: str, ldb: str, walk: Walk) -> None:
         """Pick the register tile for this height and width."""
