@@ -29,8 +29,9 @@ from __future__ import annotations
 
 import functools
 import threading
+from concurrent.futures import Future
 
-from .compile import Library, compile_many, submit
+from .compile import Library, finish, submit
 from .gemm_base import ARG_INDEX, ARGS, CHUNK, FEW, SETS_BYTES, Tiling, scratch_bytes, symbol, tiling
 from .gemm_few import FewRows
 from .gemm_pack import Pack
@@ -305,14 +306,15 @@ class _Gen(Pack, Tiles, FewRows):
         best = tm.results[1]
         return best, f.udiv(team, best)
 
-    def texts(self) -> list[str]:
-        """The modules, to be compiled side by side."""
+    def texts(self) -> list[tuple[str, bool]]:
+        """The modules, to be compiled side by side, and whether quickly: what only leads from panel to panel runs rarely, and is what LLVM takes
+        longest for."""
         if self.few:
             self.stream(1)
             self.stream(2)
             self.dots()
             self.few_entry()
-            return [self.m.text()]
+            return [(self.m.text(), False)]
         for h in self.t.heights:
             for nw in sorted({1, self.t.nw}):
                 self.micro(h, nw)
@@ -330,18 +332,20 @@ class _Gen(Pack, Tiles, FewRows):
                 self.pack(side, parts)
             if self.with_tables:
                 self.pack_tables(side, parts)
+        leading = len(self.m.functions)
         self.walk_streams()
         self.walk_block()
         self.single()
         if self.with_tables:
             self.single(tables=True)
         self.entry()
-        return self.tiles.parts(60_000) + self.m.parts(30_000)
+        working = self.tiles.parts(60_000) + self.m.parts(60_000, 0, leading)
+        return [*((text, False) for text in working), *((text, True) for text in self.m.parts(60_000, leading))]
 
 
 @functools.cache
-def gemm_texts(target: CpuTarget, kind: str) -> list[str]:
-    """LLVM text of the modules that make up `engram_gemm_<kind>(tid, threads, scratch, args)`."""
+def gemm_texts(target: CpuTarget, kind: str) -> list[tuple[str, bool]]:
+    """LLVM text of the modules that make up `engram_gemm_<kind>(tid, threads, scratch, args)`, and whether each is to be compiled quickly."""
     return _Gen(target, kind).texts()
 
 
@@ -352,8 +356,12 @@ _loading = threading.Lock()
 def compile_gemm(kind: str, target: CpuTarget | None = None) -> None:
     """Start compiling the GEMM of a kind (gemm_base.kind_of) beside whatever comes next."""
     target = target or host_target()
-    for text in reversed(gemm_texts(target, kind)) if (target, kind) not in _loaded else ():      # the last take longest
-        submit(text, target)
+    if (target, kind) not in _loaded:
+        _submit(kind, target)
+
+
+def _submit(kind: str, target: CpuTarget) -> list[Future[bytes]]:
+    return [submit(text, target, quick) for text, quick in reversed(gemm_texts(target, kind))]
 
 
 def gemm_address(kind: str, target: CpuTarget | None = None) -> int:
@@ -363,7 +371,7 @@ def gemm_address(kind: str, target: CpuTarget | None = None) -> int:
     needs = {symbol(plain): gemm_address(plain, target)} if plain != kind else {}
     with _loading:
         if (target, kind) not in _loaded:
-            blobs = compile_many(gemm_texts(target, kind), target)
+            blobs = finish(_submit(kind, target))
             _loaded[target, kind] = Library(blobs, [symbol(kind)], needs, target=target)
     return _loaded[target, kind].address(symbol(kind))
 

@@ -62,11 +62,12 @@ class Module:
         declared = [d for d in self.declared if not d.startswith("declare ") or _name(d) not in defined]
         return "\n".join([*declared, *self.functions, self.target.fn_attrs])
 
-    def parts(self, limit: int) -> list[str]:
-        """The text as several modules of about `limit` characters each. Their functions call one another, so none stays internal."""
+    def parts(self, limit: int, start: int = 0, stop: int | None = None) -> list[str]:
+        """The text (of functions number start to stop) as several modules of about `limit` characters each. Their functions call one another,
+        so none stays internal."""
         known = {_name(f): _declaration(f) for f in self.functions if f.startswith("define ")}
         groups, at = [[]], 0
-        for f in self.functions:
+        for f in self.functions[start:stop]:
             if at and at + len(f) > limit:
                 groups.append([])
                 at = 0
