@@ -20,6 +20,7 @@ def learning(attention: bool = True) -> list:
     from ..passes.attention import Attention
     from ..passes.decompose import Decompose
     from ..passes.grad import Grad
+    from ..passes.inline import Inline
     from ..passes.plasticity import Plasticity
     from ..passes.quantize import Quantize
     return [
@@ -27,6 +28,7 @@ def learning(attention: bool = True) -> list:
         Quantize(),              # before grad: gradients pass straight through a quantised product
         *([Attention()] if attention else []),                    # before softmax and its gradient become base ops
         Decompose(),             # before grad: nn ops have no gradient rules of their own
+        Inline(moves=True),      # before grad: it sees what is a view of what, and keeps that
         _Stage(Grad(), TENSOR),
     ]
 

@@ -50,7 +50,7 @@ def choose(needed: Iterable[Value], body: Block, sources: Collection[Value]) -> 
     reach = graph.sink_side()
     cut = {v for v in index if ("in", v) not in reach and ("out", v) in reach}
     readers = uses(body)
-    cut = {_unmoved(v, own, readers) for v in cut}
+    cut = _wholes({_unmoved(v, own, readers) for v in cut}, own, readers)
     # From the needed values back to the cut: those ops are computed again.
     again: set[Op] = set()
     stack = [v for v in needed if v in index]
@@ -65,17 +65,42 @@ def choose(needed: Iterable[Value], body: Block, sources: Collection[Value]) -> 
     return kept, [op for op in body.ops if op in again]
 
 
+VIEWS = ("tensor.reshape", "tensor.transpose", "tensor.slice")
+READ_VIEWS = ("tensor.dot_general", "tensor.attention")            # what takes operands of any strides
+
+
 def _unmoved(v: Value, own: set[Op], readers: dict[Value, list[Op]]) -> Value:
-    """v, or what it is a reshape of, or a transpose of where only contractions read it (they read through it): the same bytes,
-    without a copy."""
+    """v, or what it is a reshape of, or a transpose of where only ops read it that read through it: the same bytes, without a copy."""
     while isinstance(v.owner, Op) and v.owner in own:
         op = v.owner
-        free = op.name == "tensor.reshape" or (op.name == "tensor.transpose" and all(r.name == "tensor.dot_general" for r in readers.get(v, ())))
+        free = op.name == "tensor.reshape" or (op.name == "tensor.transpose" and _read_in_place(v, readers))
         u = op.operands[0] if free else None
         if u is None or not isinstance(u.owner, Op) or u.owner not in own:
             return v
         v = u
     return v
+
+
+def _read_in_place(v: Value, readers: dict[Value, list[Op]]) -> bool:
+    """Whether v may be a view: whoever reads it, or a view of it, takes any strides."""
+    return all(r.name in READ_VIEWS or r.name in VIEWS and _read_in_place(r.results[0], readers) for r in readers.get(v, ()))
+
+
+def _wholes(cut: set[Value], own: set[Op], readers: dict[Value, list[Op]]) -> set[Value]:
+    """Where views of slices are kept that have as many bytes as what they are slices of (the heads of a product that makes queries, keys and
+    values), that is kept instead: it is there already, and they would be copies."""
+    parts: dict[Value, list[Value]] = {}
+    for v in cut:
+        u, sliced = v, False
+        while isinstance(u.owner, Op) and u.owner in own and u.owner.name in VIEWS and _read_in_place(u, readers):
+            sliced = sliced or u.owner.name == "tensor.slice"
+            u = u.owner.operands[0]
+        if sliced and isinstance(u.owner, Op) and u.owner in own:
+            parts.setdefault(u, []).append(v)
+    for u, views in parts.items():
+        if u in cut or sum(nbytes(v) for v in views) >= nbytes(u):
+            cut = (cut - set(views)) | {u}
+    return cut
 
 
 def carry_over(needed: Iterable[Value], kept: Collection[Value], again: Iterable[Op]) -> set[Value]:

@@ -8,16 +8,20 @@ from ..compiler.ir.core import Block, Func, Module, Op, Value, clone_op, rewrite
 from .util import callees, callees_first
 
 
+MOVES = frozenset("tensor." + n for n in ("reshape", "transpose", "slice", "broadcast", "reverse"))
+
+
 @dataclass(frozen=True)
 class Inline:
     """Inlines a function whose body has at most `small` ops, or that one place calls; `all` inlines everything. Functions
     with many callers and large bodies stay: they are compiled once. With `continues`, a function of so many callers is inlined where it gets
     a matrix product that nobody else reads: the product can end with it then (an optimiser's update of two or three layers of one shape).
-    Ops keep their locations. Valid IR before and after.
+    With `moves`, only functions that do nothing but move are. Ops keep their locations. Valid IR before and after.
     """
 
     small: int = 12
     all: bool = False
+    moves: bool = False
     continues: int = 0
 
     name: ClassVar[str] = "inline"
@@ -44,9 +48,11 @@ class Inline:
         callee = module.funcs[op.attrs["callee"]]
         if callee.attrs.get("noinline"):
             return None
+        if self.moves and any(o.name not in MOVES for o in callee.body.ops[:-1]):
+            return None
         once = calls[callee.name] == 1 and callee.name not in entries
         continues = calls[callee.name] <= self.continues and any(v in products for v in op.operands)
-        if not (self.all or once or continues or _size(callee, self.small) <= self.small):
+        if not (self.all or self.moves or once or continues or _size(callee, self.small) <= self.small):
             return None
         env = dict(zip(callee.args, op.operands))
         for inner in callee.body.ops[:-1]:

@@ -11,6 +11,7 @@ from engram.compiler.ir.verifier import verify
 from engram.interp.interpreter import Interpreter
 from engram.passes.decompose import Decompose
 from engram.passes.grad import Grad
+from engram.passes.inline import Inline
 
 
 def T(*shape, dtype=f64):
@@ -436,3 +437,24 @@ def test_heads_are_kept_without_copies():
     func(m, "f", [T(4, 6), T(6, 6)], f)
     out = check(m, "f")
     assert out.funcs["f.fwd"].result_types[1:] == [T(4, 6), T(2, 4, 4)]
+
+
+def test_slices_that_make_a_whole_are_kept_as_one():
+    """Queries, keys and values of one product: views that attention reads in place, so the product's result is kept and not three copies."""
+    m = Module()
+
+    def heads(b, x):
+        return b.transpose(b.reshape(x, (4, 2, 3)), [1, 0, 2])
+    func(m, "heads", [T(4, 6)], heads)
+
+    def f(b, x, w):
+        u = matmul(b, x, w)
+        q, k, v = (call(b, m, "heads", b.op("tensor.slice", [u], {"start": [0, 6 * i], "limit": [4, 6 * i + 6], "stride": [1, 1]}).result) for i in range(3))
+        return total(b, b.op("tensor.attention", [q, k, v], {"causal": True, "scale": 0.5}).results[0])
+
+    func(m, "f", [T(4, 6), T(6, 18)], f)
+    add_gradient(m, "f")
+    m = Inline(moves=True).apply(m)
+    assert "heads" not in m.funcs or not any(op.name == "func.call" for op in m.funcs["f"].walk())
+    out = derive(m)
+    assert T(4, 18) in out.funcs["f.fwd"].result_types and out.funcs["f.fwd"].result_types.count(T(2, 4, 3)) <= 1
