@@ -44,6 +44,7 @@ def prove_cut(module: Module) -> None:
     lower(module, "fused")
 
 
+@paused()
 def begin(backend: str, modules: Iterable[Module] | None = None) -> None:
     """Starts compiling what programs for a backend need whatever they are, beside what comes next: for whoever is about to read a program and
     to run it. `modules`: those that are to be built, where they are known; one without a matrix product needs nothing."""

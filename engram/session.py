@@ -13,9 +13,11 @@ BACKENDS = ("interp", "cpu", "opencl")
 
 def load_program(path_or_source, text: str | None = None):
     """Read and parse a program and what it imports."""
-    from .compiler import ops  # noqa: F401  (registers the op table)
-    from .frontend import load
-    return load(path_or_source if text is not None else checked_source(path_or_source), text)
+    from .compiler.ir.collector import paused
+    with paused():                                           # importing makes many objects that stay, too
+        from .compiler import ops  # noqa: F401  (registers the op table)
+        from .frontend import load
+        return load(path_or_source if text is not None else checked_source(path_or_source), text)
 
 
 def checked_source(path_or_source) -> str:
