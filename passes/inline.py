@@ -36,7 +36,7 @@ class Inline:
         for f in callees_first(module):
             if any(op.name == "func.call" for op in f.walk()):
                 products = {v for v, ops in uses(f.body).items() if _is_product(v) and len(ops) == 1} if self.continues else set()
-                rewrite(f.body, lambda op, out: self._inline(module, calls, entries, products, op, out))
+                rewrite(f.body, lambda op, out, products=products: self._inline(module, calls, entries, products, op, out))
         if entries:
             used = {name for op in module.walk() for name in callees(op)}
             module.funcs = {n: f for n, f in module.funcs.items() if n in entries or n in used or n not in calls}

@@ -31,71 +31,71 @@ class MergeCalls:
     exact: ClassVar[bool] = True
 
     def apply(self, module: Module) -> Module:
+        entries = set(module.attrs.get("entries") or module.funcs)
+        calls, named = _calls(module)
+        pure = Purity(module)
         for f in reversed(callees_first(module)):            # callers first: what was merged into one may go on into what it calls
-            merged = True
-            while merged:
-                merged = self._merge(module, f)
+            if f.name not in entries | named and len(calls.get(f.name, ())) > 1:
+                _merge(module, f, calls, entries, pure)
         return module
 
-    def _merge(self, module: Module, f: Func) -> bool:
-        """Merges one result's consumer into f, where there is such a result."""
-        entries = module.attrs.get("entries") or module.funcs
-        calls = _calls(module, f)
-        if f.name in entries or calls is None or len(calls) < 2:
-            return False
-        blocks = {id(c.block): c.block for c in calls}
-        uses = {v: ops for block in blocks.values() for v, ops in _uses(block, {r for c in calls if c.block is block for r in c.op.results}).items()}
-        pure = Purity(module)
-        for r, returned in enumerate(f.returns.operands):
-            sites = [(c, uses.get(c.op.results[r], [])) for c in calls]
-            if any(len(u) != 1 or u[0].name != "func.call" for _, u in sites) or not _of_product(module, returned):
-                continue
-            consumers = [u[0] for _, u in sites]
-            at = {(o.attrs["callee"], o.operands.index(c.op.results[r])) for (c, _), o in zip(sites, consumers)}
-            if len(at) > 1:
-                continue
-            (callee, slot), = at
-            if callee in entries or callee == f.name or not pure.func(callee):
-                continue
-            plans = [_movable(c, o, slot, pure) for (c, _), o in zip(sites, consumers)]
-            if any(p is None for p in plans):
-                continue
-            for (c, _), chain in zip(sites, plans):
-                _move(c, chain)
-            _join(module, f, r, module.funcs[callee], slot, [(c, o) for (c, _), o in zip(sites, consumers)])
-            return True
-        return False
+
+def _merge(module: Module, f: Func, calls: dict[str, list[_Call]], entries: set[str], pure: Purity) -> None:
+    """Merges the consumers of f's results into it, where they can be. `calls` is kept up to date."""
+    sites = calls[f.name]
+    uses = _uses(sites)
+    for r in reversed(range(len(f.returns.operands))):       # from the end: a merged result becomes several
+        readers = [uses.get(c.op.results[r], []) for c in sites]
+        if any(len(u) != 1 or u[0].name != "func.call" for u in readers) or not _of_product(module, f.returns.operands[r]):
+            continue
+        consumers = [u[0] for u in readers]
+        at = {(o.attrs["callee"], o.operands.index(c.op.results[r])) for c, o in zip(sites, consumers)}
+        (callee, slot), more = next(iter(at)), len(at) > 1
+        if more or callee in entries or callee == f.name or not pure.func(callee):
+            continue
+        chains = [_movable(c, o, slot, pure) for c, o in zip(sites, consumers)]
+        if any(chain is None for chain in chains):
+            continue
+        for c, chain in zip(sites, chains):
+            _move(c, chain)
+        call = _join(f, r, module.funcs[callee], slot, list(zip(sites, consumers)))
+        gone = {id(o) for o in consumers}
+        calls[callee] = [*(c for c in calls[callee] if id(c.op) not in gone), _Call(f.body, call)]
 
 
-def _calls(module: Module, f: Func) -> list[_Call] | None:
-    """All calls of f; None where something else names it."""
-    found: list[_Call] = []
+def _calls(module: Module) -> tuple[dict[str, list[_Call]], set[str]]:
+    """All calls, by the function called; the names of functions that something else than a call refers to."""
+    calls: dict[str, list[_Call]] = {}
+    named: set[str] = set()
 
-    def visit(block: Block) -> bool:
+    def visit(block: Block) -> None:
         for op in block.ops:
-            if f.name in callees(op):
-                if op.name != "func.call":
-                    return False
-                found.append(_Call(block, op))
-            if not all(visit(r) for r in op.regions):
-                return False
-        return True
+            if op.name == "func.call":
+                calls.setdefault(op.attrs["callee"], []).append(_Call(block, op))
+            else:
+                named.update(callees(op))
+            for region in op.regions:
+                visit(region)
 
-    return found if all(visit(g.body) for g in module.funcs.values()) else None
+    for f in module.funcs.values():
+        visit(f.body)
+    return calls, named
 
 
-def _uses(block: Block, wanted: set[Value]) -> dict[Value, list[Op]]:
-    """The ops that read each of these values. One in a region counts twice: it may run often, or not at all."""
+def _uses(sites: list[_Call]) -> dict[Value, list[Op]]:
+    """The ops that read results of these calls. One in a region counts twice: it may run often, or not at all."""
+    wanted = {v for c in sites for v in c.op.results}
     out: dict[Value, list[Op]] = {}
-    for op in block.ops:
-        for v in op.operands:
-            if v in wanted:
-                out.setdefault(v, []).append(op)
-        for region in op.regions:
-            for inner in region.walk():
-                for v in inner.operands:
-                    if v in wanted:
-                        out.setdefault(v, []).extend((inner, inner))
+    for block in {id(c.block): c.block for c in sites}.values():
+        for op in block.ops:
+            for v in op.operands:
+                if v in wanted:
+                    out.setdefault(v, []).append(op)
+            for region in op.regions:
+                for inner in region.walk():
+                    for v in inner.operands:
+                        if v in wanted:
+                            out.setdefault(v, []).extend((inner, inner))
     return out
 
 
@@ -113,8 +113,11 @@ def _of_product(module: Module, v: Value) -> bool:
 
 def _movable(call: _Call, consumer: Op, slot: int, pure: Purity) -> list[Op] | None:
     """The ops between the call and the consumer that the consumer's other operands need; None where they cannot go in front of the call."""
+    todo = [v for i, v in enumerate(consumer.operands) if i != slot]
+    if not any(isinstance(v.owner, Op) for v in todo):
+        return []
     position = {id(op): i for i, op in enumerate(call.block.ops)}
-    start, chain, todo = position[id(call.op)], {}, [v for i, v in enumerate(consumer.operands) if i != slot]
+    start, chain = position[id(call.op)], {}
     while todo:
         op = todo.pop().owner
         if not isinstance(op, Op) or position.get(id(op), -1) < start or id(op) in chain:
@@ -135,8 +138,8 @@ def _move(call: _Call, chain: list[Op]) -> None:
         call.block.ops = [*ops[:at], *(op for op in chain if id(op) in inside), *(op for op in ops[at:] if id(op) not in inside)]
 
 
-def _join(module: Module, f: Func, r: int, g: Func, slot: int, sites: list[tuple[_Call, Op]]) -> None:
-    """f calls g on its result r and returns what g does in its place."""
+def _join(f: Func, r: int, g: Func, slot: int, sites: list[tuple[_Call, Op]]) -> Op:
+    """f calls g on its result r and returns what g does in its place. The call in f."""
     inner: list[Value] = []
     added: list[int] = []                                    # g's operands that become arguments of f
     for i, arg in enumerate(g.args):
@@ -164,5 +167,6 @@ def _join(module: Module, f: Func, r: int, g: Func, slot: int, sites: list[tuple
         for v in consumer.results:
             v.owner = op
         op.attrs = {**op.attrs, "result_types": list(f.result_types)}
-        block.ops = [x for x in block.ops if x is not consumer]
+        block.ops.remove(consumer)
+    return call
 
