@@ -53,6 +53,13 @@ def begin(backend: str, modules: Iterable[Module] | None = None) -> None:
         prepare()
 
 
+def abandon(backend: str) -> None:
+    """Ends what `begin` started: the program cannot be built."""
+    if backend == "cpu":
+        from ..codegen.cpu.compile import abandon
+        abandon()
+
+
 @paused()
 def build(module: Module, backend: str = "cpu", threads: int | None = None, options: Options | None = None, inference: bool = False,
           once: bool = False) -> Program:

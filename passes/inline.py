@@ -7,7 +7,6 @@ from typing import ClassVar
 from ..compiler.ir.core import Block, Func, Module, Op, Value, clone_op, rewrite, uses
 from .util import callees, callees_first
 
-
 MOVES = frozenset("tensor." + n for n in ("reshape", "transpose", "slice", "broadcast", "reverse"))
 
 

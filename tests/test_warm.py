@@ -60,3 +60,17 @@ def test_what_runs_once_is_compiled_the_quick_way_to_the_same_bits(tmp_path, mon
     driver.build(module(2.5), "cpu", threads=1, once=True)     # and a softmax, which sums
     program.compile_module(driver.lower(m), 1, once=True)
     assert not any(ways)
+
+
+def test_what_was_begun_can_be_abandoned(tmp_path, monkeypatch):
+    """A wrong program does not wait for machine code that nobody will run; the next program gets its own."""
+    from engram.codegen.cpu import compile as c
+    monkeypatch.setenv("ENGRAM_CACHE_DIR", str(tmp_path))
+    with c._pool_lock:                                                 # as in a new process
+        c._recent.clear()
+    text = "define i32 @engram_test_%d() {\n  ret i32 %d\n}\n"
+    started = [c.submit(text % (i, i), c.host_target()) for i in range(20)]
+    c.abandon()
+    assert not c._waiting
+    assert c.finish([c.submit(text % (7, 7), c.host_target())])[0].startswith(b"\x7fELF") or c.host_target().triple.find("linux") < 0
+    assert sum(f.done() for f in started) < len(started)

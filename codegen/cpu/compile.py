@@ -164,6 +164,13 @@ def _compile_next() -> bool:
     return True
 
 
+def abandon() -> None:
+    """Nobody will ask for what still waits: a process that ends would wait for it."""
+    with _pool_lock:
+        _waiting.clear()
+        _recent.clear()
+
+
 def finish(futures: list[Future[bytes]]) -> list[bytes]:
     """The objects of texts that were submitted."""
     while not all(f.done() for f in futures) and _compile_next():

@@ -13,8 +13,16 @@ MOST_READ = 10_000                         # samples whose misreadings --plot sh
 
 def run_command(args) -> int:
     from ..compiler import driver
-    from ..session import first_block, load_program
     driver.begin(args.backend)
+    try:
+        return _run(args)
+    except BaseException:
+        driver.abandon(args.backend)
+        raise
+
+
+def _run(args) -> int:
+    from ..session import first_block, load_program
     program = load_program(args.file)
     block = first_block(program, args.block)
     overrides = settings(args.set)
