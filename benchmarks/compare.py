@@ -6,7 +6,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -231,13 +231,13 @@ def _take_turns(row: Row, sides: dict[str, Side], plans: dict[str, tuple[int, in
             taken[name] = sides[name].ask(do="time", n=n, warm=warm)["seconds"] / n
             if around:                                       # other users of the machine come and go: its limits at this moment
                 fma, read = (statistics.fmean(x) for x in zip(*around, probe.now()))
-                moments.append(replace(base, fma=fma, read=read))
+                moments.append(base.moment(fma, read))
                 row.shares.append(moments[-1].seconds(row.parts) / taken[name])
         for name, s in taken.items():
             seconds[name].append(s)
     _conclude(row, seconds, peers)
     if moments:
-        row.limits = replace(base, fma=statistics.median(m.fma for m in moments), read=statistics.median(m.read for m in moments))
+        row.limits = base.moment(statistics.median(m.fma for m in moments), statistics.median(m.read for m in moments))
     for name, side in sides.items():
         found = next((p for p in peers if p.name == name), row)
         found.memory = side.ask(do="peak_memory")["bytes"]

@@ -14,7 +14,7 @@ import functools
 import os
 import threading
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -29,22 +29,30 @@ MOMENT = 0.03                  # seconds that a probe takes for each of its two 
 
 @dataclass(frozen=True)
 class Limits:
-    """FLOP/s and bytes/s of the threads in use; `one` thread's FMA peak beside them; bytes of the last-level cache."""
+    """FLOP/s and bytes/s of the threads in use; `one` thread's FMA peak beside them; bytes of the last-level cache. `both` is what memory gives
+    and takes together where reading and writing go on at once, stores past the caches: more than reading alone, on machines that have ways of
+    their own for each."""
 
     threads: int
     fma: float
     fma_one: float
     read: float
     triad: float
+    both: float
     cache: int
 
     def seconds(self, parts) -> float:
-        """The least time that the parts of a workload can take, one after the other: each bound by arithmetic or by memory."""
-        return sum(max(p.flops / self.fma, p.bytes / self.read) for p in parts)
+        """The least time that the parts of a workload can take, one after the other: each bound by arithmetic, by what it reads, or by all that
+        it reads and writes."""
+        return sum(max(p.flops / self.fma, (p.bytes - p.written) / self.read, p.bytes / max(self.both, self.read)) for p in parts)
+
+    def moment(self, fma: float, read: float) -> Limits:
+        """These limits at another moment, when the two that a probe measures were so high."""
+        return replace(self, fma=fma, read=read, both=self.both * read / self.read)
 
     def text(self) -> str:
         return (f"FMA peak {self.fma / 1e9:,.0f} GFLOP/s on {self.threads} thread{'s' * (self.threads > 1)} ({self.fma_one / 1e9:,.0f} on one), "
-                f"memory {self.read / 1e9:.1f} GB/s read, {self.triad / 1e9:.1f} GB/s triad; last-level cache {self.cache >> 20} MB")
+                f"memory {self.read / 1e9:.1f} GB/s read, {self.triad / 1e9:.1f} GB/s triad, {self.both / 1e9:.1f} GB/s read and written at once; last-level cache {self.cache >> 20} MB")
 
 
 def limits_known(backend: str) -> bool:
@@ -57,14 +65,15 @@ def limits_known(backend: str) -> bool:
 
 def measure(threads: int, seconds: float = 0.8) -> Limits:
     """All limits, in about `seconds`."""
-    share = seconds / 4
+    share = seconds / 6
     return Limits(threads, fma_peak(threads, share), fma_peak(1, share) if threads > 1 else fma_peak(threads, share),
-                  bandwidth("read", threads, share), bandwidth("triad", threads, share), last_level_cache())
+                  bandwidth("read", threads, share), bandwidth("triad", threads, share),
+                  max(bandwidth("past", threads, share), bandwidth("copy", threads, share)), last_level_cache())
 
 
 def best_of(a: Limits, b: Limits) -> Limits:
     """The higher of two measurements, number by number."""
-    return Limits(a.threads, max(a.fma, b.fma), max(a.fma_one, b.fma_one), max(a.read, b.read), max(a.triad, b.triad), a.cache)
+    return Limits(a.threads, max(a.fma, b.fma), max(a.fma_one, b.fma_one), max(a.read, b.read), max(a.triad, b.triad), max(a.both, b.both), a.cache)
 
 
 class Probe:
@@ -110,7 +119,7 @@ def last_level_cache() -> int:
 @functools.cache
 def _library():
     t = host_target()
-    return load(_text(t), ["engram_peak_fma", "engram_peak_read", "engram_peak_triad"], target=t)
+    return load(_text(t), ["engram_peak_fma", "engram_peak_read", "engram_peak_triad", "engram_peak_past", "engram_peak_copy"], target=t)
 
 
 def _loop(symbol: str, step: int, entry: list[str], phis: list[str], body: list[str], done: list[str]) -> str:
@@ -135,22 +144,26 @@ def _text(t: CpuTarget) -> str:
 
     def load(base: str, k: int) -> list[str]:
         return [*at(base, k), f"%{base}{k} = load {v}, ptr %{base}{k}p, align {size}"]
-    fma, read, triad = [], [], []
+    fma, read, triad, copy = [], [], [], []
     for k in range(chains()):
         fma += [f"%y{k} = call {v} @llvm.fma.v{lanes}f32({v} %x{k}, {v} %m, {v} %m)"] if t.fma else [f"%p{k} = fmul {v} %x{k}, %m", f"%y{k} = fadd {v} %p{k}, %m"]
     for k in range(unroll):
         read += [*load("a", k), f"%u{k} = fadd {v} %s{k}, %a{k}"]
         triad += [*load("b", k), *load("c", k), f"%m{k} = fmul {v} %c{k}, %k", f"%r{k} = fadd {v} %b{k}, %m{k}", *at("a", k),
                   f"store {v} %r{k}, ptr %a{k}p, align {size}"]
+        copy += [*load("b", k), *at("a", k), f"store {v} %b{k}, ptr %a{k}p, align {size}, !nontemporal !0"]
+    scaled = ["%first = load float, ptr %c, align 4", f"%one = insertelement {v} zeroinitializer, float 0x3FE0000000000000, i64 0",
+              f"%k = shufflevector {v} %one, {v} zeroinitializer, <{lanes} x i32> zeroinitializer"]
     return "\n".join([
         f"declare {v} @llvm.fma.v{lanes}f32({v}, {v}, {v})",
         _loop("engram_peak_fma", 1, [f"%start = load {v}, ptr %b, align {size}", f"%m = load {v}, ptr %c, align {size}"],
               [f"%x{k} = phi {v} [ %start, %entry ], [ %y{k}, %loop ]" for k in range(chains())], fma, total("y", chains(), "%a")),
         _loop("engram_peak_read", unroll * size, [], [f"%s{k} = phi {v} [ zeroinitializer, %entry ], [ %u{k}, %loop ]" for k in range(unroll)], read,
               total("u", unroll, "%b")),
-        _loop("engram_peak_triad", unroll * size,
-              ["%first = load float, ptr %c, align 4", f"%one = insertelement {v} zeroinitializer, float 0x3FE0000000000000, i64 0",
-               f"%k = shufflevector {v} %one, {v} zeroinitializer, <{lanes} x i32> zeroinitializer"], [], triad, []),
+        _loop("engram_peak_triad", unroll * size, scaled, [], triad, []),
+        _loop("engram_peak_past", unroll * size, scaled, [], [x + ", !nontemporal !0" if x.startswith("store") else x for x in triad], []),
+        _loop("engram_peak_copy", unroll * size, [], [], copy, []),
+        "!0 = !{i32 1}",
         t.fn_attrs])
 
 
@@ -172,17 +185,16 @@ def _fma_flops(threads: int) -> float:
 
 
 def bandwidth(kind: str, threads: int, seconds: float = 0.2) -> float:
-    """Bytes a second over all threads, "read" or "triad"."""
+    """Bytes a second over all threads: "read", "triad" (two arrays read, one written), and with stores past the caches "past" (a triad) and "copy"."""
     from ..codegen.cpu.runtime import Memory
-    arrays = 1 if kind == "read" else 3
+    arrays = {"read": 1, "copy": 2}.get(kind, 3)
     each = BUFFER // arrays // 4096 * 4096
     memory = [[Memory(each) for _ in range(arrays)] for _ in range(threads)]
     sink = [Memory(4096) for _ in range(threads)]
     for part in memory:
         for m in part:
             ctypes.memset(m.address, 0, each)                # the pages must be there, and not be the one page of zeros
-    jobs = [(each, part[0].address, part[1].address if arrays > 1 else s.address, part[2].address if arrays > 1 else s.address)
-            for part, s in zip(memory, sink)]
+    jobs = [(each, *[m.address for m in part], *[s.address] * (3 - arrays)) for part, s in zip(memory, sink)]
     return float(each) * arrays * threads / min(_times(f"engram_peak_{kind}", jobs, seconds))
 
 

@@ -37,18 +37,19 @@ def data(kind: str, s: Mapping[str, int], seed: int = 1) -> dict[str, np.ndarray
     return {"x": normal(r, c)}
 
 
-def traffic(kind: str, s: Mapping[str, int]) -> float:
-    """Bytes that no way to do it can avoid."""
+def traffic(kind: str, s: Mapping[str, int]) -> tuple[float, float]:
+    """Bytes that no way to do it can avoid: all, and those of them that are written."""
     if kind in UPDATES:                                      # the gradient is read, parameters and state are read and written
-        return 4.0 * s["n"] * (1 + 2 * (2 if kind == "momentum_update" else 3))
+        arrays = 2 if kind == "momentum_update" else 3
+        return 4.0 * s["n"] * (1 + 2 * arrays), 4.0 * s["n"] * arrays
     whole = 4.0 * s["rows"] * s["columns"]
     if kind == "embedding_rows":
-        return 2 * 4.0 * s["taken"] * s["columns"]
+        return 2 * 4.0 * s["taken"] * s["columns"], 4.0 * s["taken"] * s["columns"]
     if kind == "embedding_grad":
-        return 4.0 * s["taken"] * s["columns"] + whole
+        return 4.0 * s["taken"] * s["columns"] + whole, whole
     if kind in ("layer_norm_grad", "rms_norm_grad"):
-        return 3 * whole
-    return whole if kind in ("matrix_vector", "vector_matrix", "sum_rows", "mean_columns") else 2 * whole
+        return 3 * whole, whole
+    return (whole, 0.0) if kind in ("matrix_vector", "vector_matrix", "sum_rows", "mean_columns") else (2 * whole, whole)
 
 
 def torch_call(kind: str, args: list):

@@ -20,11 +20,13 @@ Shapes = dict[str, tuple[tuple[int, ...], float, float]]        # path -> shape,
 
 @dataclass(frozen=True)
 class Part:
-    """A stretch of the work that cannot overlap with the next one: its arithmetic and the bytes that must pass between memory and caches."""
+    """A stretch of the work that cannot overlap with the next one: its arithmetic and the bytes that must pass between memory and caches,
+    `written` of them to memory."""
 
     what: str
     flops: float = 0.0
     bytes: float = 0.0
+    written: float = 0.0
 
 
 # ---- parameters and data --------------------------------------------------------------------------------------------------
@@ -140,18 +142,18 @@ def forward_flops(model: str, s: Mapping[str, int]) -> tuple[float, float]:
 def train_parts(model: str, s: Mapping[str, int], optimizer: str) -> list[Part]:
     """A training step: the products of all three passes, then the optimiser, which reads and writes a parameter and its state once."""
     if model in memory.UPDATES:
-        return [Part("update", 0.0, memory.traffic(model, s))]
+        return [Part("update", 0.0, *memory.traffic(model, s))]
     n, passes = count(model, s), {"sgd": 2, "momentum": 4, "adam": 6, "adamw": 6}[optimizer]
     if model == "local":                                     # forward and weights' update of each layer, and three small products of its readout
-        return [Part("products", 2.0 * s["batch"] * (2 * (784_000 + 1_000_000) + 2 * 3 * 10_000), 8.0 * n), Part("optimiser", 0.0, 4.0 * passes * n)]
+        return [Part("products", 2.0 * s["batch"] * (2 * (784_000 + 1_000_000) + 2 * 3 * 10_000), 8.0 * n), Part("optimiser", 0.0, 4.0 * passes * n, 2.0 * passes * n)]
     all_, first = forward_flops(model, s)
-    return [Part("products", 3 * all_ - first, 8.0 * n), Part("optimiser", 0.0, 4.0 * passes * n)]
+    return [Part("products", 3 * all_ - first, 8.0 * n), Part("optimiser", 0.0, 4.0 * passes * n, 2.0 * passes * n)]
 
 
 def call_parts(model: str, s: Mapping[str, int]) -> list[Part]:
     """One call forward: every parameter (or argument) read once, the result written once."""
     if model in memory.CALLS:
-        return [Part("call", 0.0, memory.traffic(model, s))]
+        return [Part("call", 0.0, *memory.traffic(model, s))]
     flops, _ = forward_flops(model, s)
     if model == "matmul":
         size = 4.0 * (s["m"] * s["k"] + s["k"] * s["n"] + s["m"] * s["n"])

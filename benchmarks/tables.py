@@ -20,8 +20,8 @@ peer's time over ours *within a turn*; the table has the median of the turns and
 run in fresh processes, with an empty or a filled cache folder (Python's bytecode is there), and the clock goes from the first call, weights in memory, to the loss; just before,
 each takes memory of eight times the parameters and gives it back, since a virtual machine's host may have taken away what was free.
 The limit is what this machine could do at best: the FLOPs of the matrix products at the measured FMA peak, and the bytes that must pass
-between memory and caches at the measured read bandwidth (none where everything stays in the last-level cache), part by part, whichever is slower;
-both are measured just before and just after each of our turns, as long as a turn's probe takes and not as the best of it, since the host of a virtual machine gives more
+between memory and caches (none where everything stays in the last-level cache), what is read at the measured read bandwidth and all of it at the rate of reading and
+writing past the caches at once (the best of a copy and a triad), part by part, whichever is slowest; they are measured just before and just after each of our turns, as long as a turn's probe takes and not as the best of it, since the host of a virtual machine gives more
 at one moment than at the next: "of the limit" is the median of the turns, the limit shown that of the probes. The line on top has the best of the whole run."""
 
 
@@ -172,5 +172,5 @@ def as_json(r: Report) -> dict:
              "bars": [{"bar": b.what, "met": b.met, "out_of_reach": b.limit} for b in row.bars(r.limits)], "note": row.note or None} for row in r.rows]
     x = r.limits
     return {"date": r.date, "machine": r.machine(), "backend": r.backend, "threads": r.threads, "versions": r.versions, "seconds": round(r.seconds, 1),
-            "limits": {"fma_flops": x.fma, "fma_flops_one_thread": x.fma_one, "read_bytes_per_s": x.read, "triad_bytes_per_s": x.triad,
+            "limits": {"fma_flops": x.fma, "fma_flops_one_thread": x.fma_one, "read_bytes_per_s": x.read, "triad_bytes_per_s": x.triad, "both_bytes_per_s": x.both,
                        "last_level_cache": x.cache}, "results": rows}

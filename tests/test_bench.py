@@ -13,7 +13,7 @@ from engram.cli import main
 from engram.datasets import Dataset, DatasetError, dataset
 from engram.session import load_program, train_plan
 
-LIMITS = machine.Limits(threads=2, fma=100e9, fma_one=50e9, read=10e9, triad=8e9, cache=32 << 20)
+LIMITS = machine.Limits(threads=2, fma=100e9, fma_one=50e9, read=10e9, triad=8e9, both=16e9, cache=32 << 20)
 TINY = {"m": 16, "k": 16, "n": 16}
 
 
@@ -58,6 +58,8 @@ def test_counted_work():
 
 def test_the_limit_is_the_slower_of_arithmetic_and_memory_part_by_part():
     assert LIMITS.seconds([models.Part("a", 100e9, 1e9), models.Part("b", 0, 20e9)]) == 1 + 2
+    assert LIMITS.seconds([models.Part("a", 0, 32e9, 12e9)]) == 2 == LIMITS.seconds([models.Part("a", 0, 32e9, 16e9)])       # by what is read, by all
+    assert LIMITS.moment(50e9, 5e9).seconds([models.Part("a", 0, 32e9, 16e9)]) == 4
 
 
 def test_random_data_sets():
@@ -85,7 +87,7 @@ def test_differences():
 
 
 def test_limits_are_measured():
-    x = machine.Limits(1, machine.fma_peak(1, 0.02), 0, machine.bandwidth("read", 1, 0.02), machine.bandwidth("triad", 1, 0.02), machine.last_level_cache())
+    x = machine.Limits(1, machine.fma_peak(1, 0.02), 0, machine.bandwidth("read", 1, 0.02), machine.bandwidth("triad", 1, 0.02), machine.bandwidth("copy", 1, 0.02), machine.last_level_cache())
     assert x.fma > 1e8 and 1e8 < x.read < 1e13 and 1e8 < x.triad < 1e13 and x.cache > 0
     fma, read = machine.Probe(2).now()
     assert fma > 1e8 and 1e8 < read < 1e13

@@ -15,7 +15,7 @@ from engram.compiler.pass_manager import Options
 from engram.frontend import elaborate_function
 from engram.session import load_program
 
-LIMITS = Limits(threads=2, fma=100e9, fma_one=50e9, read=10e9, triad=8e9, cache=32 << 20)
+LIMITS = Limits(threads=2, fma=100e9, fma_one=50e9, read=10e9, triad=8e9, both=8e9, cache=32 << 20)
 
 
 def kernels(source: str, *types: TensorType) -> list[work.Kernel]:
