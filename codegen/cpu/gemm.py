@@ -247,7 +247,7 @@ class _Gen(Pack, Tiles, FewRows):
         f = Fn(self.m, f"void @{symbol(self.kind)}(i64 %tid, i64 %threads, ptr %scratch, ptr %args)")
         raw, g, overwrite = self.begin(f)
         b_lo, b_hi, team, rank = self.team(f, g)
-        tm, tn = self.grid(f, g["m"], g["n"], g["k"], team, self.panel_cost(f, g))
+        tm, tn = self.grid(f, g["m"], g["n"], g["k"], team, self.in_place(f, g))
         rank_m, rank_n = f.udiv(rank, tn), f.urem(rank, tn)
         m0, m1 = self.share(f, g["m"], rank_m, tm, 2)
         n0, n1 = self.share(f, g["n"], rank_n, tn, t.nr)
@@ -279,22 +279,17 @@ class _Gen(Pack, Tiles, FewRows):
             f.label(done)
         f.finish()
 
-    def panel_cost(self, f: Fn, g: dict[str, str]) -> str:
-        """What a panel of B costs a thread, per k and in the units of `grid`: packed, or read where it is (see `few` in `single`), from L2 or
-        from the cache behind it. What does not fit there should be read by one thread only."""
+    def in_place(self, f: Fn, g: dict[str, str]) -> str:
+        """Whether a thread may read all of B where it is (see `few` in `single`) at little cost: it fits the cache beside C."""
         if not self.same["b"]:
-            return "8"
+            return "false"
         few = f.both(f.icmp("sle", g["m"], str(self.t.few_rows)), f.icmp("eq", g["b_cs"], "1"))
-        elements = f.imul(g["k"], g["n"])
-        cost = "8"
-        for most, each in ((2 * self.target.l2, "3"), (self.target.l2 // 2, "1")):
-            here = f.both(few, f.icmp("sle", elements, str(most // self.size)))
-            cost = f.op(f"select i1 {here}, i64 {each}, i64 {cost}")
-        return cost
+        return f.both(few, f.icmp("sle", f.imul(g["k"], g["n"]), str(self.target.l2 // 2 // self.size)))
 
-    def grid(self, f: Fn, m: str, n: str, k: str, team: str, panel_cost: str) -> tuple[str, str]:
+    def grid(self, f: Fn, m: str, n: str, k: str, team: str, in_place: str) -> tuple[str, str]:
         """team = tm x tn, such that a thread's work (its tiles and what it packs) is least."""
         t = self.t
+        panel_cost = f.op(f"select i1 {in_place}, i64 1, i64 8")
         mp = f.udiv(f.iadd(m, "1"), "2")
         np_ = f.udiv(f.iadd(n, str(t.nr - 1)), str(t.nr))
         big = str(1 << 62)
@@ -303,7 +298,7 @@ class _Gen(Pack, Tiles, FewRows):
             tn = f.udiv(team, tm.index)
             rows = f.udiv(f.iadd(mp, f.isub(tm.index, "1")), tm.index)       # pairs of rows
             cols = f.udiv(f.iadd(np_, f.isub(tn, "1")), tn)                  # panels
-            # per k: a pair of rows x a panel is 2 * nw FMAs = 2 cycles; a panel of B `panel_cost`, a pair of rows ~ 1
+            # per k: a pair of rows x a panel is 2 * nw FMAs = 2 cycles; packing a panel ~ 8 (reading it ~ 1), a pair of rows ~ 1
             cost = f.iadd(f.imul(f.imul(rows, cols), "2"), f.iadd(f.imul(cols, panel_cost), rows))
             better = f.both(f.icmp("eq", rest, "0"), f.icmp("slt", cost, tm.values[0]))
             tm.next = [f.op(f"select i1 {better}, i64 {cost}, i64 {tm.values[0]}"),
