@@ -53,7 +53,8 @@ def _merge(module: Module, f: Func, calls: dict[str, list[_Call]], entries: set[
         (callee, slot), more = next(iter(at)), len(at) > 1
         if more or callee in entries or callee == f.name or not pure.func(callee):
             continue
-        chains = [_movable(c, o, slot, pure) for c, o in zip(sites, consumers)]
+        fixed = {id(op) for op in (*(c.op for c in sites), *consumers)}
+        chains = [_movable(c, o, slot, pure, fixed) for c, o in zip(sites, consumers)]
         if any(chain is None for chain in chains):
             continue
         for c, chain in zip(sites, chains):
@@ -111,8 +112,9 @@ def _of_product(module: Module, v: Value) -> bool:
     return op.name in LAYOUT and any(_of_product(module, x) for x in op.operands)
 
 
-def _movable(call: _Call, consumer: Op, slot: int, pure: Purity) -> list[Op] | None:
-    """The ops between the call and the consumer that the consumer's other operands need; None where they cannot go in front of the call."""
+def _movable(call: _Call, consumer: Op, slot: int, pure: Purity, fixed: set[int]) -> list[Op] | None:
+    """The ops between the call and the consumer that the consumer's other operands need; None where they cannot go in front of the call:
+    one of them has effects, or is among the `fixed` (by id), the calls and consumers themselves."""
     todo = [v for i, v in enumerate(consumer.operands) if i != slot]
     if not any(isinstance(v.owner, Op) for v in todo):
         return []
@@ -122,7 +124,7 @@ def _movable(call: _Call, consumer: Op, slot: int, pure: Purity) -> list[Op] | N
         op = todo.pop().owner
         if not isinstance(op, Op) or position.get(id(op), -1) < start or id(op) in chain:
             continue                                         # known before the call
-        if op is call.op or op.regions or not pure(op):
+        if id(op) in fixed or op.regions or not pure(op):
             return None
         chain[id(op)] = op
         todo += op.operands

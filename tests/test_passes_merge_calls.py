@@ -59,7 +59,9 @@ def test_updates_of_all_calls_join():
     CALLS + call("p", "%v, %a") + call("r", "%w, %b") + "%q = tensor.add(%r, %a) : f32[6,6]\n",                     # somebody else reads a gradient
     CALLS + call("p", "%b, %a") + call("q", "%a, %b"),                                                              # an update of gradients by each other
     CALLS + f"%s = tensor.dot_general(%db, %x) {DOT % (0, 0)} : f32[6,6]\n" + call("p", "%v, %a") + call("q", "%s, %b"),   # it needs another result of the call
-], ids=["elsewhere", "kinds", "places", "readers", "crossed", "late"])
+    CALLS + call("p", "%v, %a") + call("q", "%p, %b"),                                                              # an update of what another one gave
+    CALLS + call("q", "%w, %b") + "%t = tensor.add(%q, %q) : f32[6,6]\n" + call("p", "%t, %a"),                      # the same, and in front of it
+], ids=["elsewhere", "kinds", "places", "readers", "crossed", "late", "chained", "chained back"])
 def test_disagreement_keeps_the_calls(body):
     m = merged(body)
     assert len(callees(m)) == len([1 for line in body.splitlines() if "func.call" in line]) and not callees(m, "bwd")
