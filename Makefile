@@ -11,7 +11,7 @@ install:         ## install the checkout, editable, with what the tests need
 	$(PYTHON) -m pip install -e '.[test]'
 
 test:            ## run all tests
-	$(PYTHON) -m pytest
+	$(PYTHON) -m pytest -n 2
 
 test-quick:      ## run the tests that take less than a second each
 	$(PYTHON) -m pytest -m "not slow" -x
