@@ -68,6 +68,7 @@ def lowering(along_rows: bool = True) -> list:
     from ..passes.lower_to_loops import LowerToLoops
     from ..passes.pipeline import Pipeline
     from ..passes.plan_buffers import PlanBuffers
+    from ..passes.prefetch_rows import PrefetchRows
     from ..passes.schedule import Schedule
     from ..passes.stream_stores import StreamStores
     return [
@@ -77,6 +78,7 @@ def lowering(along_rows: bool = True) -> list:
         _Stage(LowerToLoops(), LOOP),
         _Stage(HoistLayouts(), LOOP),
         StreamStores(),          # after lowering: what a kernel reads and writes is known
+        *([PrefetchRows()] if along_rows else []),            # GPUs hide what memory takes behind other work-items
         PlanBuffers(),           # last: it fixes addresses
     ]
 

@@ -70,6 +70,11 @@ TABLE_REUSE = 2                     # uses of each row, on average, from which o
 STREAM_BYTES = 32 << 20             # results from this size on do not stay in a last cache until they are read
 
 
+# ---- rows fetched beforehand ----
+FETCHED_ROW_BYTES = 256 << 10       # longer rows, this one and the next, are no longer in a second cache when they are wanted
+PAGE_BYTES = 4096                   # within which processors prefetch by themselves: shorter rows are fetched so much earlier
+
+
 # ---- loops ----
 FEW_ROWS = 64                       # rows of a product up to which its right operand is read about once
 WORTH_TRANSPOSING = 4               # turns of a loop from which transposing that operand in front of it pays

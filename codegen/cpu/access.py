@@ -7,6 +7,7 @@ from .scalars import mem_elem
 from .sort import require_sort
 from .values import Buf, Val, num
 
+LINE = 64                   # bytes of a cache line
 MAX_PIECES = 4              # vectors that a strided access may be put together from
 
 
@@ -37,8 +38,16 @@ class Access:
             raw = f.load(elem, f.gep(elem, buf.ptr, at.text), dt.bytes)
             self.env[op.result] = Val("u", self.l.one.from_memory(raw, dt), dt)
             return
+        if (ahead := op.attrs.get("ahead")) and at.contiguous and self.mask is None:
+            self._fetch(f.gep(elem, buf.ptr, f.iadd(at.text, str(ahead))), self.w * dt.bytes)
         raw = self._load_lanes(buf.ptr, at, dt)
         self.env[op.result] = Val("v", self.l.ops.from_memory(raw, dt), dt)
+
+    def _fetch(self, start: str, nbytes: int) -> None:
+        """The cache lines of so many bytes into the first cache."""
+        name = self.f.module.intrinsic("void", "llvm.prefetch.p0", "ptr", "i32", "i32", "i32")
+        for line in range(0, nbytes, LINE):
+            self.f.do(f"call void {name}(ptr {self.f.gep('i8', start, str(line))}, i32 0, i32 3, i32 1)")
 
     def _load_lanes(self, base: str, at: Val, dt: DType) -> str:
         f, w, elem = self.f, self.w, mem_elem(dt)

@@ -13,6 +13,7 @@ from .irtext import Fn, f32_const, f64_const, vec
 _LIBRARY = {*vecmath.UNARY, *vecmath.BINARY}
 _PREDICATE = {"eq": ("oeq", "eq", "eq"), "ne": ("une", "ne", "ne"), "lt": ("olt", "slt", "ult"), "le": ("ole", "sle", "ule"),
               "gt": ("ogt", "sgt", "ugt"), "ge": ("oge", "sge", "uge")}
+SIGNED = {name: s for name, (_, s, _) in _PREDICATE.items()}
 
 
 def reg_elem(dt: DType) -> str:
@@ -155,8 +156,17 @@ class Ops:
 
     # ---- combining (reductions)
     def combine(self, kind: str, dt: DType, x: str, y: str) -> str:
-        name = {"add": "add", "mul": "mul", "max": "max", "min": "min", "and": "and", "or": "or"}[kind]
-        return self.emit(name, dt, [x, y], {})
+        """One turn of a reduction."""
+        if kind in ("max", "min") and dt.is_float:
+            return self._either_extreme(kind, reg_elem(dt), x, y)
+        return self.emit(kind, dt, [x, y], {})
+
+    def _either_extreme(self, kind: str, e: str, x: str, y: str) -> str:
+        """The larger or smaller, NaN if either is NaN, in three instructions for the IEEE operation's six: each comparison gives its second
+        operand where one is NaN, so that together the bits of both results are those of a NaN. Of zeros of both signs, -0."""
+        pred, bits = "ogt" if kind == "max" else "olt", {"float": "i32", "double": "i64"}[e]
+        both = [self.conv("bitcast", e, self.sel(self.cmp(pred, e, a, b), e, a, b), bits) for a, b in ((x, y), (y, x))]
+        return self.conv("bitcast", bits, self.bin("or", bits, *both), e)
 
     @staticmethod
     def identity(kind: str, dt: DType) -> str:
@@ -354,6 +364,8 @@ class Ops:
             fn = self.f.module.intrinsic(self.t(b), f"llvm.{name}.{suffix(b)}.{suffix(a)}", self.t(a))
             return self.f.op(f"call {self.t(b)} {fn}({self.t(a)} {x})")
         if to.is_float:
+            if frm.is_bool and to.bits >= 32:                  # a choice by a mask, where the conversion makes integers of it first
+                return self.sel(x, b, self.splat_const(b, "1.0"), self.splat_const(b, "0.0"))
             op = "sitofp" if frm.kind == "int" else "uitofp"
             if to.bits == 16 and frm.bits > 16:               # one rounding: through a f64 rounded to odd
                 wide = self.conv(op, a, x, "double")

@@ -66,7 +66,8 @@ def _store(types, attrs, regions):
     return []
 
 
-_loop("load", "One element.", "buffer *indices", _load, pure=False, example="%x = loop.load(%b, %i, %j) : f32")
+_loop("load", "One element; with `ahead`, what lies so many elements further is fetched into the caches, too, where the target can (pass prefetch-rows).", "buffer *indices",
+      _load, attrs={"ahead": "elements, optional"}, pure=False, example="%x = loop.load(%b, %i, %j) : f32")
 _loop("store", "Writes one element; with `stream`, past the caches where the target can (pass stream-stores).", "value buffer *indices", _store,
       attrs={"stream": "bool, optional"}, pure=False, example="loop.store(%x, %b, %i, %j)")
 
