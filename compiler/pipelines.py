@@ -75,7 +75,7 @@ def lowering(along_rows: bool = True) -> list:
         Fuse(along_rows=along_rows),
         Pipeline(),              # after fusing: a group goes to one stage as it is, which keeps its bits
         Schedule(),              # after fusing: groups are what runs, and their results what takes memory
-        _Stage(LowerToLoops(), LOOP),
+        _Stage(LowerToLoops(serial=along_rows), LOOP),
         _Stage(HoistLayouts(), LOOP),
         StreamStores(),          # after lowering: what a kernel reads and writes is known
         *([PrefetchRows()] if along_rows else []),            # GPUs hide what memory takes behind other work-items

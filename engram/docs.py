@@ -62,6 +62,7 @@ CONTEXT: dict[str, tuple[str, str, str]] = {
     "loop.constant": ("", "", ""),
     "loop.view": ("%b: buf<f32[8,64]>", "%o = scalar.constant() {value = 64, dtype = i64} : i64\n", ""),
     "loop.load": ("%b: buf<f32[8,8]>", _I + _I.replace("%i", "%j"), ""),
+    "loop.prefetch": ("%b: buf<f32[8,8]>", _I + _I.replace("%i", "%j"), ""),
     "loop.store": ("%a: buf<f32[8,8]>, %b: buf<f32[8,8]>", "", ""),
     "loop.parallel": ("%a: buf<f32[32,64]>, %b: buf<f32[32,64]>", "", ""),
     "loop.for": ("%a: buf<f32[8]>", _BOUNDS + "%s0 = scalar.constant() {value = 0.0, dtype = f32} : f32\n", ""),

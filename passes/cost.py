@@ -64,6 +64,8 @@ MATRIX_ELEMENTS = 1 << 17           # smaller matrices stay in the caches
 
 # ---- rows of a table ----
 TABLE_REUSE = 2                     # uses of each row, on average, from which on a product is done with the table before its rows are taken
+SORTED_REUSE = 8                    # rows per update, at most, for which updates of a large table of zeros are sorted by row first
+SORTED_ROW = 64                     # and elements a row at least
 
 
 # ---- stores ----
@@ -72,6 +74,7 @@ STREAM_BYTES = 32 << 20             # results from this size on do not stay in a
 
 # ---- rows fetched beforehand ----
 FETCHED_ROW_BYTES = 256 << 10       # longer rows, this one and the next, are no longer in a second cache when they are wanted
+LINE_BYTES = 64
 PAGE_BYTES = 4096                   # within which processors prefetch by themselves: shorter rows are fetched so much earlier
 
 

@@ -12,7 +12,7 @@ from .lower_kernel import I64
 def _inner(body, host: Host, region: Block, env: dict[Value, Place], results: list[Storage], donated: dict[int, Value], placed=()) -> None:
     """Lowers a region. `placed`: results that are where they belong when the others are."""
     from .lower_to_loops import Body
-    inner = Body(host, region, {**body.env, **env}, results, donated, body.module)
+    inner = Body(host, region, {**body.env, **env}, results, donated, body.module, body.serial)
     for r in placed:
         inner.placed[r] = True
     inner.run()

@@ -1,4 +1,4 @@
-"""Ops that are kernels of their own: scatter, sort, running sums, random bits, padding, concatenation, block updates."""
+"""Ops that are kernels of their own: sort, running sums, random bits, padding, concatenation, block updates."""
 from __future__ import annotations
 
 from ..compiler.ir.core import Op, Value
@@ -75,54 +75,6 @@ def updated(body, op: Op, pos: int) -> Storage:
             body.written(source, own, op.loc)
     body.env[op.result] = own
     return own
-
-
-def scatter_add(body, op: Op, pos: int) -> None:
-    """Parallel over the dims that are not indexed; the updates of one destination in order."""
-    x, indices, updates = op.operands
-    place, d, r = updated(body, op, pos), op.attrs["dim"], indices.type.rank
-    if updates.type.numel == 0:
-        return
-    shape, n = x.type.shape, indices.type.numel
-    k, g, at = start(body, op, shape[:d] + shape[d + 1:])
-    scope = k.open(k.root)
-    j = Index((n,), (scope.block.args[0],))
-    i = g.at(indices, Index(indices.type.shape, k.resolve(j, indices.type.shape)))
-    value = g.at(updates, Index(updates.type.shape, (*at[:d], *k.resolve(j, updates.type.shape[d:d + r]), *at[d:])))
-    _accumulate(k, g, body, op, place, (*at[:d], i, *at[d:]), d, value, scope)
-    k.close(scope, "loop.for", [k.index(0), k.index(n)], {"step": 1}, [], op.loc)
-    _emit(k, body.host)
-
-
-def put_along_add(body, op: Op, pos: int) -> None:
-    x, indices, updates = op.operands
-    place, d = updated(body, op, pos), op.attrs["dim"]
-    if updates.type.numel == 0:
-        return
-    shape = indices.type.shape
-    k, g, at = start(body, op, shape[:d] + shape[d + 1:])
-    scope = k.open(k.root)
-    where = Index(shape, (*at[:d], scope.block.args[0], *at[d:]))
-    i = g.at(indices, where)
-    _accumulate(k, g, body, op, place, (*at[:d], i, *at[d:]), d, g.at(updates, where), scope)
-    k.close(scope, "loop.for", [k.index(0), k.index(shape[d])], {"step": 1}, [], op.loc)
-    _emit(k, body.host)
-
-
-def _accumulate(k: Kernel, g: Elements, body, op: Op, place: Storage, at, d: int, value: Value, scope) -> None:
-    """place[at] += value where at[d] is in range; out of range is reported and adds nothing."""
-    n = place.shape[d]
-    i = g.cast(at[d], i64)
-    ok = k.between(i, 0, n - 1)
-    g.check(ok, i, f"index {{}} is out of range 0..{n}", op)
-    if n == 0:
-        return
-    at = (*at[:d], k.clamp(i, 0, n - 1), *at[d + 1:])
-    buffer = body.host.buffer(place)
-    old = k.emit("loop.load", [buffer, *at], None, op.loc, scope).result
-    new = k.emit("scalar.add", [old, value], None, op.loc, scope).result
-    new = k.emit("scalar.select", [ok, new, old], None, op.loc, scope).result
-    k.emit("loop.store", [new, buffer, *at], None, op.loc, scope)
 
 
 def dynamic_update_slice(body, op: Op, pos: int) -> None:
@@ -268,7 +220,7 @@ def assertion(body, op: Op, pos: int) -> None:
 
 ROOTS = {
     "tensor.pack": pack, "tensor.dot_packed": dot_packed,
-    "tensor.dot_general": dot_general, "tensor.scatter_add": scatter_add, "tensor.put_along_add": put_along_add,
+    "tensor.dot_general": dot_general,
     "tensor.dynamic_update_slice": dynamic_update_slice, "tensor.cumsum": cumulative, "tensor.cumprod": cumulative, "tensor.sort": sort,
     "tensor.pad": pad, "tensor.concat": concat, "random.bits": bits, "tensor.assert": assertion,
 }

@@ -32,8 +32,10 @@ from .util import callees_first
 
 @dataclass(frozen=True)
 class LowerToLoops:
-    """Before: tensor stage. After: loop stage, memory not yet planned. Results are the interpreter's within the stated tolerances."""
+    """Before: tensor stage. After: loop stage, memory not yet planned. Results are the interpreter's within the stated tolerances.
+    `serial`: for a machine on which a short loop on one thread is no loss."""
 
+    serial: bool = True
     name: ClassVar[str] = "lower-to-loops"
     exact: ClassVar[bool] = False
 
@@ -41,13 +43,13 @@ class LowerToLoops:
         infer_donations(module)
         out = Module(attrs={**module.attrs, "stage": LOOP})
         order = {f.name: f for f in callees_first(module)}
-        lowered = {name: lower_function(f, module) for name, f in order.items()}
+        lowered = {name: lower_function(f, module, self.serial) for name, f in order.items()}
         for name in module.funcs:
             out.add(lowered[name])
         return out
 
 
-def lower_function(func: Func, module: Module) -> Func:
+def lower_function(func: Func, module: Module, serial: bool = True) -> Func:
     """One function: buffers of the arguments, then of the results."""
     term = func.returns
     args = [BufferType(a.type.dtype, a.type.shape) for a in func.args]
@@ -63,7 +65,7 @@ def lower_function(func: Func, module: Module) -> Func:
         # The argument is read through the result's parameter, so that one memory has one name inside the function.
         env[func.args[a]] = replace_shape(whole(outs[r]), func.args[a].type)
         donated[r] = func.args[a]
-    body = Body(Host(new.body), func.body, env, [whole(o) for o in outs], donated, module)
+    body = Body(Host(new.body), func.body, env, [whole(o) for o in outs], donated, module, serial)
     body.run()
     new.body.append(Op("func.return", [], {}, (), (), term.loc))
     return new
@@ -80,8 +82,9 @@ class Body:
     """Lowers `block`. `env`: where visible values are; `results[r]`: memory for the terminator's operand r; `donated[r]`: the block
     argument that lives in results[r] when the block starts."""
 
-    def __init__(self, host: Host, block: Block, env: dict[Value, Place], results: list[Storage], donated: dict[int, Value], module: Module):
-        self.host, self.block, self.env, self.results, self.donated, self.module = host, block, env, results, donated, module
+    def __init__(self, host: Host, block: Block, env: dict[Value, Place], results: list[Storage], donated: dict[int, Value], module: Module,
+                 serial: bool):
+        self.host, self.block, self.env, self.results, self.donated, self.module, self.serial = host, block, env, results, donated, module, serial
         self.placed = [False] * len(results)
         self.owned: set[Value] = set()                 # temporaries of this block: may be overwritten when their value dies
         self.rep: dict[Value, Value] = {}              # a view's value -> the value whose memory it shows
@@ -123,11 +126,12 @@ class Body:
         from .lower_attention import ATTENTION
         from .lower_control import CONTROL
         from .lower_roots import ROOTS
+        from .lower_scatter import SCATTER
         for r, v in self.early.items():                # old carried values that are results as well: copied before they are overwritten
             self.written(self.env[v], self.results[r], self.block.terminator.loc)
             self.placed[r] = True
         for pos, op in enumerate(self.block.ops[:-1]):
-            special = CONTROL.get(op.name) or ROOTS.get(op.name) or ATTENTION.get(op.name)
+            special = CONTROL.get(op.name) or ROOTS.get(op.name) or SCATTER.get(op.name) or ATTENTION.get(op.name)
             if op in self.folds:
                 self.env[op.result] = self.folds[op]
             elif op.name == "tensor.constant":

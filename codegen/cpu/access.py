@@ -43,6 +43,12 @@ class Access:
         raw = self._load_lanes(buf.ptr, at, dt)
         self.env[op.result] = Val("v", self.l.ops.from_memory(raw, dt), dt)
 
+    def _prefetch(self, op: Op) -> None:
+        buf = self.buffer(op.operands[0])
+        at = self.l.address(buf, [self.get(v) for v in op.operands[1:]])
+        if at.contiguous and self.mask is None:
+            self._fetch(self.f.gep(mem_elem(buf.type.dtype), buf.ptr, at.text), self.w * buf.type.dtype.bytes)
+
     def _fetch(self, start: str, nbytes: int) -> None:
         """The cache lines of so many bytes into the first cache."""
         name = self.f.module.intrinsic("void", "llvm.prefetch.p0", "ptr", "i32", "i32", "i32")

@@ -174,6 +174,28 @@ class Body(Access):
         """The region for index in start..stop, `lanes` at a time; start is a multiple of lanes. `static`: stop - start."""
         f = self.f
         vary = varying(region, index)
+        alike = self._alike(region, vary)
+        for op in region.ops:
+            if op in alike:
+                self.op(op)
+        self.skip |= alike
+        self._row(region, index, start, stop, lanes, static, vary)
+        self.skip -= alike
+
+    @staticmethod
+    def _alike(region: Block, vary: set[Value]) -> set[Op]:
+        """What is the same in all turns of a row, up to the first store: it is done once in front of them (no iteration reads what another
+        writes). LLVM moves no loads and no checks past stores."""
+        out: set[Op] = set()
+        for op in region.ops[:-1]:
+            if op.name in ("loop.store", "loop.contract") or op.regions:
+                break
+            if (op.name.startswith("scalar.") or op.name in ("loop.assert", "loop.load")) and not any(v in vary for v in op.operands):
+                out.add(op)
+        return out
+
+    def _row(self, region: Block, index: Value, start: str, stop: str, lanes: int, static: int | None, vary: set[Value]) -> None:
+        f = self.f
         whole = (f.iadd(start, str(static // lanes * lanes)) if static is not None else
                  f.iadd(start, f.op(f"and i64 {f.isub(stop, start)}, -{lanes}") if lanes & (lanes - 1) == 0 else "0"))
         if static is None or static >= lanes:

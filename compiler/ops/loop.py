@@ -72,6 +72,15 @@ _loop("store", "Writes one element; with `stream`, past the caches where the tar
       attrs={"stream": "bool, optional"}, pure=False, example="loop.store(%x, %b, %i, %j)")
 
 
+def _prefetch(types, attrs, regions):
+    _load(types, attrs, regions)
+    return []
+
+
+_loop("prefetch", "Fetches the element, which is in bounds, and the lanes' neighbours into the caches where the target can. Not an access: it computes and orders nothing.",
+      "buffer *indices", _prefetch, pure=False, example="loop.prefetch(%b, %i, %j)")
+
+
 def _parallel(types, attrs, regions):
     need(not types, "takes no operands")
     need([a.type for a in regions[0].args] == [I64] * len(attrs["extents"]), "one i64 region argument per extent")
