@@ -3,7 +3,6 @@ from __future__ import annotations
 
 from ..compiler.ir.core import Op, Value
 from ..compiler.ir.dims import product
-from ..compiler.ir.types import i64
 from .lower_buffers import Splat, Storage, shifted
 from .lower_elemental import Elements, Index, accumulator
 from .lower_kernel import I64, Kernel

@@ -6,7 +6,6 @@ once, past the caches, and the updates are read once. Updates of one destination
 from __future__ import annotations
 
 from ..compiler.ir.core import Op, Value
-from ..compiler.ir.dims import product
 from ..compiler.ir.types import TensorType, i64
 from .cost import SORTED_REUSE, SORTED_ROW, STREAM_BYTES
 from .lower_buffers import Place, Splat, Storage

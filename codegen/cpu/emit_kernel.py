@@ -172,7 +172,6 @@ class Body(Access):
 
     def row(self, region: Block, index: Value, start: str, stop: str, lanes: int, static: int | None) -> None:
         """The region for index in start..stop, `lanes` at a time; start is a multiple of lanes. `static`: stop - start."""
-        f = self.f
         vary = varying(region, index)
         alike = self._alike(region, vary)
         for op in region.ops:
