@@ -3,7 +3,7 @@
 `require(module, "exp", 16, "f32")` returns the symbol of `<16 x float> @vm_exp_f32x16(<16 x float>)`; one lane means scalars.
 
 * f32: at most 2 ulp over all inputs, denormals, infinities and NaN included (tests/test_cpu_math.py). exp, exp2, expm1, log,
-  log2, log1p, tanh, erf, sin and cos are computed in f32; the rest in f64 on vectors of twice the width, which makes them correct to about half
+  log2, log1p, tanh, erf, sin and cos are computed in f32 (vecmath_avx512.py: what AVX-512 has instructions for); the rest in f64 on vectors of twice the width, which makes them correct to about half
   an ulp with short polynomials. Large arguments of sin, cos, tan are reduced with a table of 2^e * 2/pi mod 4.
 * f64: exp, log and tanh within 2 ulp; the rest are the C library's functions, lane by lane.
 * rsqrt is 1 / sqrt(x), both rounded.

@@ -4,6 +4,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from .vecbuild import V, VecBuilder
+from .vecmath_avx512 import has_table, lookup16, scalef
 from .vecmath_f64 import large_trig
 
 _MAGIC32 = 12582912.0                    # 1.5 * 2^23: adding it rounds to an integer, which its low bits then hold
@@ -11,6 +12,7 @@ _LN2_HI, _LN2_LO = 0.693145751953125, 1.428606765330187e-06
 _LOG2E, _LOG2E_LO = 1.44269502162933349609375, 1.925963033500011e-08
 _EXP = [1.0, 1.0, 0.49999993372855067, 0.16666519521795217, 0.04166840112991228, 0.008368851279245974,
         0.0013814318376318203]           # |r| <= ln(2)/2
+_EXPM1_NEAR = [1.0, 0.5, 0.16666666666666666]            # expm1(r) / r, |r| <= ln(2)/32: Taylor's, the next term is below 1e-8
 _EXP2 = [1.0, 0.6931471824645996, 0.24022650718688965, 0.055503569543361664, 0.009618083015084267, 0.0013390863314270973, 0.00015453163359779865]    # |r| <= 1/2
 _EXPM1 = [0.5, 0.16666576266288757, 0.04166655242443085, 0.00836323294788599, 0.0013926250394433737]    # (expm1(r) - r) / r^2
 _LOG = [0.3333333170969447, -0.250008210562477, 0.2000122666733799, -0.16623356478225737, 0.14201762470441023,
@@ -33,15 +35,33 @@ def _reduced(b: VecBuilder, x: V) -> tuple[V, V, V]:
     return b.fma(n, -_LN2_LO, r), n, b.bits(t)
 
 
-def _exp_parts(b: VecBuilder, x: V) -> tuple[V, V, V]:
-    """x = n ln 2 + r: (exp(r), n, n's bits with something above them)."""
-    r, n, bits = _reduced(b, x)
-    return b.poly(r, _EXP), n, bits
-
-
 def exp(b: VecBuilder, x: V) -> V:
-    p, n, bits = _exp_parts(b, b.clamp(x, -104.0, 89.0))
-    return _scaled(b, p, n, bits)
+    x = b.clamp(x, -104.0, 89.0)
+    if has_table(b):
+        p, n, _ = _by_table(b, x)
+        return scalef(b, p, n)
+    r, n, bits = _reduced(b, x)
+    return _scaled(b, b.poly(r, _EXP), n, bits)
+
+
+def _near_exp(b: VecBuilder, x: V) -> V:
+    """exp(x) where neither it nor what it is scaled by is denormal or overflows."""
+    if has_table(b):
+        p, _, bits = _by_table(b, x)
+        return b.real(b.bits(p) + ((bits & -16) << 19))
+    r, _, bits = _reduced(b, x)
+    return b.real(b.bits(b.poly(r, _EXP)) + (bits << 23))
+
+
+def _by_table(b: VecBuilder, x: V) -> tuple[V, V, V]:
+    """x = n ln 2 + r for n in sixteenths: (2^(n - floor n) exp(r), n, n's bits from the sixteenths on with something above them). The table
+    of 2^(i / 16) is one register, which those bits look up, and exp(r) needs few terms (Tang 1989, "Table-driven implementation of the
+    exponential function")."""
+    t = b.fma(x, 1.4426950408889634, _MAGIC32 / 16)
+    n, bits = t - _MAGIC32 / 16, b.bits(t)
+    r = b.fma(n, -_LN2_LO, b.fma(n, -_LN2_HI, x))
+    power = lookup16(b, [2.0 ** (i / 16) for i in range(16)], bits)
+    return b.fma(power, b.poly(r, _EXPM1_NEAR) * r, power), n, bits
 
 
 def exp2(b: VecBuilder, x: V) -> V:
@@ -62,13 +82,8 @@ def expm1(b: VecBuilder, x: V) -> V:
 
 def _scaled(b: VecBuilder, p: V, n: V, bits: V) -> V:
     """p 2^n, denormals and overflow included."""
-    if b.m.target.name == "avx512" and b.w in (4, 8, 16):     # one instruction
-        t = p.type
-        if b.w == 16:
-            name = b.m.intrinsic(t, "llvm.x86.avx512.mask.scalef.ps.512", t, t, t, "i16", "i32")
-            return V(b, b.f.op(f"call {t} {name}({t} {p.name}, {t} {n.name}, {t} zeroinitializer, i16 -1, i32 4)"), "float")
-        name = b.m.intrinsic(t, f"llvm.x86.avx512.mask.scalef.ps.{b.w * 32}", t, t, t, "i8")
-        return V(b, b.f.op(f"call {t} {name}({t} {p.name}, {t} {n.name}, {t} zeroinitializer, i8 -1)"), "float")
+    if has_table(b):
+        return scalef(b, p, n)
     k = bits - 0x4B400000
     half = k >> 1                                             # in two steps: 2^n itself may not exist
     return p * b.real((half + 127) << 23) * b.real((k - half + 127) << 23)
@@ -120,8 +135,7 @@ def tanh(b: VecBuilder, x: V) -> V:
     z = x * x
     near = b.fma(b.poly(z, _TANH) * z, x, x)
     capped = b.select(a.gt(10.0), 10.0, a)                    # NaN stays
-    p, _, bits = _exp_parts(b, capped * 2.0)
-    e = b.real(b.bits(p) + (bits << 23))
+    e = _near_exp(b, capped * 2.0)
     return b.copysign(b.select(a.ge(0.625), 1.0 - 2.0 / (e + 1.0), near), x)
 
 
@@ -130,8 +144,7 @@ def erf(b: VecBuilder, x: V) -> V:
     z = x * x
     near = b.copysign(b.fma(b.poly(z, _ERF_NEAR), x, x), x)
     q = b.poly(b.select(a.gt(4.0), 4.0, a), _ERF_FAR)
-    p, _, bits = _exp_parts(b, q)
-    far = b.copysign(1.0 - b.real(b.bits(p) + (bits << 23)), x)
+    far = b.copysign(1.0 - _near_exp(b, q), x)
     return b.select(a.ge(0.92), far, near)
 
 
