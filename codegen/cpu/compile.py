@@ -126,8 +126,9 @@ _waiting: deque[tuple[Future[bytes], str, CpuTarget]] = deque()
 RECENT = 64
 
 
-def submit(text: str, target: CpuTarget, quick: bool = False) -> Future[bytes]:
-    """`compile_text` beside whatever comes next; `finish` has the result. Equal texts are compiled once.
+def submit(text: str, target: CpuTarget, quick: bool = False, first: bool = False) -> Future[bytes]:
+    """`compile_text` beside whatever comes next; `finish` has the result. Equal texts are compiled once. `first`: before what waits already,
+    as what may take long; many small texts at the end keep all threads busy until then.
 
     One thread less than there are processors: the caller, who writes the next text meanwhile, needs one, and compiles with
     the others once it waits for them."""
@@ -141,7 +142,7 @@ def submit(text: str, target: CpuTarget, quick: bool = False) -> Future[bytes]:
         if quick:
             future = _pools[quick].submit(compile_text, text, target, quick)
         else:
-            _waiting.append((future := Future(), text, target))
+            (_waiting.appendleft if first else _waiting.append)((future := Future(), text, target))
             _pools[quick].submit(_compile_next)
         _recent[key] = future
         if len(_recent) > RECENT:

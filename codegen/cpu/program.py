@@ -175,7 +175,7 @@ def compile_module(module: Module, threads: int | None = None, profile: bool = F
 
     def ready(text: str, quick: bool) -> None:
         texts.append(text)
-        objects.append(submit(text, target, quick or brief))
+        objects.append(submit(text, target, quick or brief, first=True))      # kernels: any size; the GEMM's texts are all small
     emitter = Emitter(module, target, threads, profile, ready)
     emitter.run(names)
     offered = ["engram_barrier", "engram_fail", "engram_pointers", "engram_profile", *emitter.constants, *(symbol(d) for d in emitter.gemms)]
