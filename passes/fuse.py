@@ -199,7 +199,7 @@ def _contents(c: Cluster, graph: Graph) -> tuple[list[Value], list[Op]]:
 def _group(c: Cluster, inputs: list[Value], ops: list[Op], needed: dict[Value, None], env: dict[Value, Value], along_rows: bool) -> Op:
     outputs = [r for op in ops if op in c.members for r in op.results if r in needed]
     attrs = c.attrs(along_rows)
-    if len(ops) == 1 and "chunks" not in attrs:
+    if len(ops) == 1 and not {"chunks", "split"} & attrs.keys():
         return ops[0]
     region = Block([v.type for v in inputs], [v.name for v in inputs])
     inner = dict(zip(inputs, region.args))

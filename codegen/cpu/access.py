@@ -30,6 +30,10 @@ class Access:
         self.env[op.result] = Buf(base.ptr, op.result.type, offset)
 
     def _load(self, op: Op) -> None:
+        if (ready := self.ready.get(op)) is not None:
+            dt = op.operands[0].type.dtype
+            self.env[op.result] = Val("v", self.l.ops.from_memory(ready, dt), dt)
+            return
         buf = self.buffer(op.operands[0])
         at = self.l.address(buf, [self.get(v) for v in op.operands[1:]])
         dt = buf.type.dtype
@@ -65,12 +69,27 @@ class Access:
                 return f.load(t, ptr, dt.bytes)
             name = f.module.intrinsic(t, f"llvm.masked.load.v{w}{short}.p0", "ptr", "i32", m, t)
             return f.op(f"call {t} {name}(ptr {ptr}, i32 {dt.bytes}, {m} {self.mask}, {t} zeroinitializer)", "l")
+        if at.kind == "l" and at.offs == tuple(range(0, -w, -1)):
+            return self._load_backwards(f.gep(elem, base, f.iadd(at.text, str(1 - w))), t, dt)
         if at.kind == "l" and (found := self._pieces(at)):
             return self._load_pieces(base, at, found, t, elem, dt.bytes)
         ptrs = self._pointers(base, at, elem)
         name = f.module.intrinsic(t, f"llvm.masked.gather.v{w}{short}.v{w}p0", f"<{w} x ptr>", "i32", m, t)
         mask = self.mask or "splat (i1 true)"
         return f.op(f"call {t} {name}(<{w} x ptr> {ptrs}, i32 {dt.bytes}, {m} {mask}, {t} zeroinitializer)", "l")
+
+    def _load_backwards(self, start: str, t: str, dt: DType) -> str:
+        """Neighbours from `start` on, the last one for the first lane."""
+        f, w = self.f, self.w
+        order = f"<{w} x i32> <{', '.join(f'i32 {i}' for i in reversed(range(w)))}>"
+        if self.mask is None:
+            found = f.load(t, start, dt.bytes)
+        else:
+            m, short = f"<{w} x i1>", {"float": "f32", "double": "f64"}.get(mem_elem(dt), mem_elem(dt))
+            name = f.module.intrinsic(t, f"llvm.masked.load.v{w}{short}.p0", "ptr", "i32", m, t)
+            mask = f.op(f"shufflevector {m} {self.mask}, {m} poison, {order}")
+            found = f.op(f"call {t} {name}(ptr {start}, i32 {dt.bytes}, {m} {mask}, {t} zeroinitializer)", "l")
+        return f.op(f"shufflevector {t} {found}, {t} poison, {order}")
 
     # Lanes at constant distances, close together: whole vectors and shuffles instead of gather and scatter. A piece is a
     # vector's worth of neighbouring elements; `needs[i]` is the lane from which on element i is needed, w if it never is.

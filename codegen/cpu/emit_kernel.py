@@ -6,6 +6,7 @@ directly; what is left over of a row is masked (AVX-512) or done by scalars.
 """
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from ...compiler.ir.core import Block, Op, Value
@@ -19,6 +20,7 @@ from .row_contract import emit_row, in_place
 from .runtime_ir import CANCELLED, RT_CANCEL
 from .scalars import SIGNED, Ops, mem_elem, reg_elem
 from .target import CpuTarget
+from .tiles import Tile, emit_rows, emit_tile, plan_tile, unit_extents
 from .values import Buf, Lanes, Val, num
 
 NAME = "@KERNEL"            # stands for the function's name until equal kernels have been merged
@@ -123,6 +125,13 @@ def _units(f: Fn, body: Body, op: Op, plan: Plan, team: int) -> int:
         per_row = max(1, TARGET_UNITS // max(outer, 1))
         block = -(-max(-(-n // per_row), 4 * lanes) // lanes) * lanes
     blocks = -(-n // block)
+    if blocks == 1 and (tile := plan_tile(op, plan, team)) is not None:
+        outer, rows = unit_extents(extents, tile), region.args[tile.dim]
+        with f.loop("%lo", "%hi") as unit:
+            _decompose(f, body, unit.index, region.args[:-1], outer)
+            body.tile = (tile, f.imul(body.env[rows].text, str(tile.size)), extents[tile.dim])
+            body.row(region, plan.over, "0", str(n), lanes, n)
+        return math.prod(outer)
     with f.loop("%lo", "%hi") as unit:
         row = f.udiv(unit.index, str(blocks))
         _decompose(f, body, row, region.args[:-1], extents[:-1])
@@ -157,6 +166,8 @@ class Body(Access):
         self.l = Lanes(f, 1)
         self.skip: set[Op] = set()        # multiplications folded into a reduction
         self.gemms: set[str] = set()
+        self.tile: tuple[Tile, str, int] | None = None    # which rows are done together, the first, and how many there are in all
+        self.ready: dict[Op, str] = {}    # what loads of a tile's row give
         self.streams = False              # whether there are stores past the caches
         self.peeled: Op | None = None     # one of them that is on whole vectors in the loop that is being emitted
 
@@ -173,7 +184,7 @@ class Body(Access):
     def row(self, region: Block, index: Value, start: str, stop: str, lanes: int, static: int | None) -> None:
         """The region for index in start..stop, `lanes` at a time; start is a multiple of lanes. `static`: stop - start."""
         vary = varying(region, index)
-        alike = self._alike(region, vary)
+        alike = self._alike(region, vary) if self.tile is None else set()
         for op in region.ops:
             if op in alike:
                 self.op(op)
@@ -201,7 +212,10 @@ class Body(Access):
             with f.loop(start, whole, str(lanes)) as i:
                 saved = self.enter(lanes, None, vary)
                 self.env[index] = Val("l", i.index, i64, tuple(range(lanes)), lanes, True)
-                self.block(region)
+                if self.tile is None:
+                    self.block(region)
+                else:
+                    emit_tile(self, region, *self.tile)
                 self.leave(saved)
         if static is not None and static % lanes == 0:
             return
@@ -211,14 +225,20 @@ class Body(Access):
                 saved = self.enter(base, None, vary)
                 self.mask = self.first_lanes(f.isub(stop, i.index))
                 self.env[index] = Val("l", i.index, i64, tuple(range(base)), base, True)
-                self.block(region)
+                self._rest(region)
                 self.leave(saved)
         else:
             with f.loop(whole, stop) as i:
                 saved = self.enter(1, None, set())
                 self.env[index] = Val("u", i.index, i64, small=True)
-                self.block(region)
+                self._rest(region)
                 self.leave(saved)
+
+    def _rest(self, region: Block) -> None:
+        if self.tile is None:
+            self.block(region)
+        else:
+            emit_rows(self, region, *self.tile)
 
     def first_lanes(self, count: str) -> str:
         """A mask of the lanes below count (i64); noted in self.count."""
