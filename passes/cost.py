@@ -42,6 +42,7 @@ SPLIT_SIZE, SPLIT_KEPT = 1 << 16, 63   # a reduction of at least this many eleme
 COLUMN_SIZE, COLUMN_CHUNKS = 1 << 20, 64    # a reduction over rows of at least this many elements to a row of results goes along the rows, in so many chunks of them
 COLUMN_BYTES = 32 * 1024            # results of a chunk, which stay in the first cache
 SEQUENTIAL = 4096                   # elements up to which one thread may do it all
+FAR = 16                            # elements between neighbours of a row from which on it is copied before it is gone through
 
 
 def enough_rows(rows: int, elements: int) -> bool:

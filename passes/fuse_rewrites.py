@@ -5,6 +5,7 @@
 * pad(a) + pad(b) + ..., side by side along one dim     ->  concat(a, b, ...)
 * dot_general(cast(a), cast(b)), casts that keep every value  ->  dot_general(a, b) {dtype}, which reads the narrow ones
 * x . w, a vector by a large matrix whose rows are summed  ->  the sum over a few chunks of rows of their products
+* x . y of vectors, one each or a batch of them         ->  the sum of x * y, which threads and lanes share
 * x <= 0 ? 0 : g back to the largest of each window of x  ->  (maximum <= 0 ? 0 : g) back to them: relu's gradient behind a max pool's
 * fold_windows(w . g), the gradient of a convolution     ->  reversed w . windows(padded g), which stores no windows
 """
@@ -15,7 +16,7 @@ from ..compiler.ir.core import Block, Op, Value, clone_op, rewrite, uses
 from ..compiler.ir.opdef import OPS
 from ..compiler.ir.types import TensorType, accumulator, widens
 from .cost import MATRIX_CHUNKS, MATRIX_ELEMENTS, cost
-from .fuse_graph import separate_windows
+from .fuse_graph import separate_windows, small_contraction
 
 BRANCH_COST = 16                    # both branches of an `if` on single numbers are computed up to this cost
 
@@ -35,7 +36,7 @@ def rewrite_block(block: Block) -> None:
         if op.name == "tensor.select":
             return _masked_pool(op, out, once, used)
         if op.name == "tensor.dot_general":
-            return _narrow_operands(op, out) or _vector_by_matrix(op, out)
+            return _narrow_operands(op, out) or _vectors(op, out) or _vector_by_matrix(op, out)
         if op.name == "tensor.fold_windows" and not separate_windows(op):
             return _transposed_convolution(op, out, once)
         return None
@@ -68,6 +69,22 @@ def remove_unused(block: Block) -> None:
 
     sweep(block)
     drop(block)
+
+
+def _vectors(op: Op, out: Block) -> list[Value] | None:
+    """A product of which nothing is used twice is no matrix product."""
+    a, (x, y) = op.attrs, op.operands
+    if small_contraction(op) or op.result.type.dtype.name not in ("f32", "f64", "i32", "i64") or any(v.type.dtype is not op.result.type.dtype for v in (x, y)):
+        return None
+    sides, b = [], Builder(out, op.loc)
+    for v, batch, summed in ((x, a["lhs_batch"], a["lhs_contract"]), (y, a["rhs_batch"], a["rhs_contract"])):
+        free = [d for d in range(v.type.rank) if d not in batch and d not in summed]
+        if any(v.type.shape[d] != 1 for d in free):
+            return None
+        sides.append((v, [*free, *batch, *summed], len(free)))
+    n = len(a["lhs_batch"])
+    terms = [b.reshape(t, t.type.shape[free:]) for t, free in ((b.transpose(v, perm), free) for v, perm, free in sides)]
+    return [b.reshape(b.sum(b.mul(*terms), list(range(n, terms[0].type.rank))), op.result.type.shape)]
 
 
 def _vector_by_matrix(op: Op, out: Block) -> list[Value] | None:

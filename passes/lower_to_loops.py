@@ -20,6 +20,7 @@ from ..compiler.ir.dims import product
 from ..compiler.ir.opdef import LOOP
 from ..compiler.ir.types import BufferType, TensorType
 from . import lower_rules  # noqa: F401  (registers its rules)
+from .cost import FAR, SEQUENTIAL
 from .donate import infer_donations
 from .lower_buffers import MOVES, Host, Place, Splat, Storage, moved, reshape_strides, shifted, whole
 from .lower_elemental import BufferLeaf, Leaf, NumberLeaf, ScalarLeaf, can_pull
@@ -334,6 +335,8 @@ class Body:
             if not out:
                 out.append(spots[v] if spots and v in spots else self.temporary(v.type, loc))
         a = fused.attrs if fused is not None else {}
+        if self.serial and "rows" in a:
+            ops, leaf = self.turned(ops, leaf, outer or {}, loc)
         g = Group(ops, [(v, places[v]) for v in outputs], leaf, loc, tuple(a["domain"]) if "domain" in a else None, a.get("rows"), a.get("split", 0), a.get("chunks", 0))
         dot = root_product(ops)
         if dot is not None:
@@ -347,6 +350,19 @@ class Body:
                 places[v][places[v].index(place)] = spare
         for v in outputs:
             self.env[v] = places[v][0]
+
+    def turned(self, ops: list[Op], leaf: Callable[[Value], Leaf], outer: dict[Value, Value], loc: Loc | None) -> tuple[list[Op], Callable[[Value], Leaf]]:
+        """The ops of a rows group without transposes that make rows of what lies far apart, and its leaves with their results, copied: a
+        row is gone through several times, a copy is made in tiles."""
+        copies: dict[Value, Storage] = {}
+        for op in ops:
+            if op.name == "tensor.transpose" and isinstance(x := self.env.get(outer.get(op.operands[0])), Storage):
+                place = moved(op, x)
+                if place.shape and place.shape[-1] > 1 and place.strides[-1] >= FAR and op.result.type.numel > SEQUENTIAL:
+                    copies[op.result] = self.written(place, self.temporary(op.result.type, loc), loc)
+        if not copies:
+            return ops, leaf
+        return [op for op in ops if not op.results or op.results[0] not in copies], lambda v: self.leaf_of(copies[v]) if v in copies else leaf(v)
 
     def product(self, g: Group, dot: Op, outer: dict[Value, Value]) -> Op:
         """The kernel of a group of kind "product"."""
