@@ -3,6 +3,7 @@ from __future__ import annotations
 
 from ...compiler.ir.core import Op, Value
 from ...compiler.ir.types import DType, i64
+from .radix import SHORTEST, require_radix
 from .scalars import mem_elem
 from .sort import require_sort
 from .values import Buf, Val, num
@@ -201,7 +202,8 @@ class Access:
     def _sort(self, op: Op) -> None:
         values, indices = (self.buffer(v) for v in op.operands)
         dt, descending = values.type.dtype, bool(op.attrs.get("descending"))
-        symbol = require_sort(self.f.module, dt, descending)
+        require = require_radix if values.type.numel >= SHORTEST else require_sort
+        symbol = require(self.f.module, dt, descending)
         ptrs = [self.f.gep(mem_elem(b.type.dtype), b.ptr, b.offset.text) for b in (values, indices)]
         steps = [b.type.element_strides[0] for b in (values, indices)]
         self.f.do(f"call void @{symbol}(ptr {ptrs[0]}, i64 {steps[0]}, ptr {ptrs[1]}, i64 {steps[1]}, i64 {values.type.numel})")
