@@ -48,7 +48,7 @@ def test_what_runs_once_is_compiled_the_quick_way_to_the_same_bits(tmp_path, mon
     b.op("func.return", [b.mul(b.op("tensor.exp", f.args).result, 3.0)])
     m, ways = Module([f], {"stage": "nn", "entries": ["f"]}), []
     submit = program.submit
-    monkeypatch.setattr(program, "submit", lambda text, target, quick: ways.append(quick) or submit(text, target, quick))
+    monkeypatch.setattr(program, "submit", lambda text, target, quick, **how: ways.append(quick) or submit(text, target, quick, **how))
     x = np.random.default_rng(0).normal(size=(40, 37)).astype("f4")
     good = driver.build(m, "cpu", threads=1).call("f", [x])[0]
     assert ways and not any(ways)
