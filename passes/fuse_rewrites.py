@@ -8,8 +8,11 @@
 * x . y of vectors, one each or a batch of them         ->  the sum of x * y, which threads and lanes share
 * x <= 0 ? 0 : g back to the largest of each window of x  ->  (maximum <= 0 ? 0 : g) back to them: relu's gradient behind a max pool's
 * fold_windows(w . g), the gradient of a convolution     ->  reversed w . windows(padded g), which stores no windows
+                                                            (where strides of 2 x 2 would make three of four products by zero, it stays)
 """
 from __future__ import annotations
+
+import math
 
 from ..compiler.ir.builder import Builder
 from ..compiler.ir.core import Block, Op, Value, clone_op, rewrite, uses
@@ -18,6 +21,7 @@ from ..compiler.ir.types import TensorType, accumulator, widens
 from .cost import MATRIX_CHUNKS, MATRIX_ELEMENTS, cost
 from .fuse_graph import separate_windows, small_contraction
 
+SPREAD = 4                          # places per place of g, spread by a stride, from which on products with the zeros between cost more than windows in memory
 BRANCH_COST = 16                    # both branches of an `if` on single numbers are computed up to this cost
 
 
@@ -37,7 +41,7 @@ def rewrite_block(block: Block) -> None:
             return _masked_pool(op, out, once, used)
         if op.name == "tensor.dot_general":
             return _narrow_operands(op, out) or _vectors(op, out) or _vector_by_matrix(op, out)
-        if op.name == "tensor.fold_windows" and not separate_windows(op):
+        if op.name == "tensor.fold_windows" and not separate_windows(op) and math.prod(op.attrs["stride"]) < SPREAD:
             return _transposed_convolution(op, out, once)
         return None
 

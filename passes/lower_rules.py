@@ -113,19 +113,28 @@ def _fold_windows(g, op, index):
     if all(d == 1 and j <= s for j, s, d in zip(*(op.attrs[a] for a in ("size", "stride", "dilation")))):
         return _separate_windows(g, op, y, at, lead, counts)
 
+    dims = list(zip(at[lead:], counts, *(op.attrs[a] for a in ("size", "stride", "dilation"))))
+
     def body(ivs):
-        conds, pos = [], []
-        for s, j, o, st, di in zip(at[lead:], ivs, counts, op.attrs["stride"], op.attrs["dilation"]):
-            t = k.sub(s, k.mul(j, di))
+        conds, pos, places = [], [], []
+        for i, (s, o, size, st, di) in zip(ivs, dims):
+            if st > 1 and di == 1:                     # only every st-th place has windows that begin at a multiple of st
+                t, j = k.sub(k.div(s, st), i), k.add(k.mod(s, st), k.mul(i, st))
+                conds.append(k.between(j, None, size - 1) if size % st else None)
+                j, st = (k.clamp(j, 0, size - 1) if size % st else j), 1
+            else:
+                t, j = k.sub(s, k.mul(i, di)), i
             conds.append(k.between(t, 0, (o - 1) * st))
             t = k.clamp(t, 0, (o - 1) * st)
             if st > 1:
                 conds.append(k.pure("scalar.compare", [k.mod(t, st), k.index(0)], {"predicate": "eq"}, op.loc))
             pos.append(k.div(t, st))
-        e = g.cast(g.at(y, Index(y.type.shape, (*at[:lead], *pos, *ivs))), accumulator(dtype))
-        return [k.pure("scalar.select", [k.all(conds), e, k.constant(0, e.type.dtype)], None, op.loc)]
+            places.append(j)
+        e = g.cast(g.at(y, Index(y.type.shape, (*at[:lead], *pos, *places))), accumulator(dtype))
+        return [k.pure("scalar.select", [k.all([c for c in conds if c is not None]), e, k.constant(0, e.type.dtype)], None, op.loc)]
 
-    return g.cast(g.reduce_nest(k.scope_of(at), list(op.attrs["size"]), ["add"], body, op.loc)[0], dtype)
+    turns = [-(-size // st) if st > 1 and di == 1 else size for _, _, size, st, di in dims]
+    return g.cast(g.reduce_nest(k.scope_of(at), turns, ["add"], body, op.loc)[0], dtype)
 
 
 def _separate_windows(g, op, y, at, lead, counts):
