@@ -108,10 +108,9 @@ class Body:
             if op.name in MOVES:
                 self.rep[op.result] = self.rep.get(op.operands[0], op.operands[0])
         for r, v in enumerate(self.block.terminator.operands):
-            while v in local and isinstance(v.owner, Op) and v.owner.name in ("tensor.reshape", "tensor.stop_gradient"):
-                v = v.owner.operands[0]
-            if v in local and isinstance(v.owner, Op):
+            while v in local and isinstance(v.owner, Op):    # a reshape is a view of what is made there, or else is made there itself
                 self.wanted.setdefault(v, []).append(r)
+                v = v.owner.operands[0] if v.owner.name in ("tensor.reshape", "tensor.stop_gradient") else None
         through: set[Value] = set()
         for pos in reversed(range(len(self.block.ops))):       # what an `if` hands through may already be made where its result goes
             op = self.block.ops[pos]
