@@ -12,6 +12,7 @@ EXPENSIVE = 4                       # a row's value from this cost on is kept ra
 UNROLLED = 9                        # reductions of at most so many elements get no loop
 UNROLLED_STORES = 4                 # and row loops of at most so many iterations
 SMALL_CONTRACTION = 2048            # multiplications up to which a contraction is a plain sum per element, fused with what follows
+DEPTHWISE = 64                      # places of a window up to which a convolution within one channel is a plain sum, too
 
 COSTS = {
     "div": 4, "sqrt": 4, "rsqrt": 8, "floordiv": 6, "mod": 8, "fmod": 8, "exp": 10, "exp2": 10, "expm1": 14, "log": 12, "log2": 12,

@@ -7,7 +7,7 @@ from typing import NamedTuple
 from ..compiler.ir.core import Block, Op, Value
 from ..compiler.ir.dims import product
 from ..compiler.ir.opdef import OPS
-from .cost import INLINE_COST, SMALL_CONTRACTION, cost
+from .cost import DEPTHWISE, INLINE_COST, SMALL_CONTRACTION, cost
 
 FREE = {"tensor.iota", "tensor.broadcast", "tensor.reshape", "tensor.transpose", "tensor.slice", "tensor.reverse", "tensor.stop_gradient"}
 REDUCTIONS = {"tensor.reduce_sum", "tensor.reduce_prod", "tensor.reduce_max", "tensor.reduce_min", "tensor.argmax", "tensor.argmin"}
@@ -201,7 +201,19 @@ def small_contraction(op: Op) -> bool:
     """Whether a dot_general is better computed element by element than packed: small, or without sums."""
     x = op.operands[0].type.shape
     dims = op.attrs["lhs_contract"]
-    return not dims or op.result.type.numel * product(x[d] for d in dims) <= SMALL_CONTRACTION
+    return not dims or op.result.type.numel * product(x[d] for d in dims) <= SMALL_CONTRACTION or _depthwise(op)
+
+
+def _depthwise(op: Op) -> bool:
+    """Whether each product is used once, so that there is nothing to pack: a column by a row; or in a batch (channels), one row of numbers by a
+    few places of each window. (A convolution's contraction has several dims: what else is multiplied once has one, and neighbours along it.)"""
+    a = op.attrs
+    summed = product(op.operands[0].type.shape[d] for d in a["lhs_contract"])
+    if summed == 1:
+        return True
+    free = [product(n for d, n in enumerate(v.type.shape) if d not in a[side + "_batch"] and d not in a[side + "_contract"])
+            for side, v in zip(("lhs", "rhs"), op.operands)]
+    return summed <= DEPTHWISE and len(a["lhs_contract"]) > 1 and bool(a["lhs_batch"]) and 1 in free
 
 
 def separate_windows(op: Op) -> bool:

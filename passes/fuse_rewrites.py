@@ -267,7 +267,12 @@ def _narrow_operands(op: Op, out: Block) -> list[Value] | None:
 def _transposed_convolution(op: Op, out: Block, once) -> list[Value] | None:
     """x[.., s] = sum over windows o and places j with o * stride + j * dilation = s of (w . g)[.., o.., j..]: when the places come
     from one factor w and the windows from the other, g, it is reversed w against all windows of g, spread and padded."""
-    y = op.operands[0]
+    y, kept = op.operands[0], None
+    if once(y) and y.owner.name == "tensor.reshape":   # of a convolution in groups: a dim of 1 is dropped
+        kept = _without_ones(y.owner.operands[0].type.shape, y.type.shape)
+        if kept is None:
+            return None
+        y = y.owner.operands[0]
     perm = list(range(y.type.rank))
     if once(y) and y.owner.name == "tensor.transpose":
         perm, y = list(y.owner.attrs["perm"]), y.owner.operands[0]
@@ -279,6 +284,8 @@ def _transposed_convolution(op: Op, out: Block, once) -> list[Value] | None:
     free = [[d for d in range(v.type.rank) if d not in batch[s] + contract[s]] for s, v in enumerate(dot.operands)]
     source = [("batch", i) for i in range(len(batch[0]))] + [(0, d) for d in free[0]] + [(1, d) for d in free[1]]
     origin = [source[p] for p in perm]                 # of each dim of fold_windows' operand
+    ones = [o for d, o in enumerate(origin) if kept is not None and d not in kept]
+    origin = [o for o in origin if o not in ones]
     lead, places, kinds = origin[:-2 * n], origin[-2 * n:-n], origin[-n:]
     sides = {s for s, _ in places}, {s for s, _ in kinds}
     if "batch" in sides[0] | sides[1] or len(sides[0]) != 1 or len(sides[1]) != 1 or sides[0] == sides[1]:
@@ -312,4 +319,15 @@ def _transposed_convolution(op: Op, out: Block, once) -> list[Value] | None:
         taken = new_batch[s] + new_contract[s]
         back = order + [None] * n if s == gs else list(range(w.type.rank))
         made += [(s, back[d]) for d in range(pair[s].type.rank) if d not in taken]
-    return [b.transpose(z, [made.index(o) for o in [*lead, *places]])]
+    return [b.reshape(b.transpose(z, [made.index(o) for o in [*lead, *places, *ones]]), op.result.type.shape)]
+
+
+def _without_ones(shape, fewer) -> list[int] | None:
+    """Which dims a reshape keeps that only drops dims of 1; None for any other."""
+    kept: list[int] = []
+    for d, n in enumerate(shape):
+        if len(kept) < len(fewer) and n == fewer[len(kept)]:
+            kept.append(d)
+        elif n != 1:
+            return None
+    return kept if len(kept) == len(fewer) else None
