@@ -329,11 +329,7 @@ def topk(cx, x, k, dim=-1, largest=True, sorted=True):
     size = x.type.shape[d]
     if isinstance(n, int) and isinstance(size, int) and not 0 <= n <= size:
         cx.fail(f"`topk` takes {n} of {size} elements", "k")
-    values, indices = sorted_pair(cx, x, d, cx.flag(largest, "largest"))
-    start, limit = [0] * x.type.rank, list(x.type.shape)
-    limit[d] = n
-    attrs = {"start": start, "limit": limit, "stride": [1] * x.type.rank}
-    out = cx.op("tensor.slice", [values], attrs), cx.op("tensor.slice", [indices], dict(attrs))
+    out = tuple(cx.b.op("tensor.sort", [x], {"dim": d, "descending": cx.flag(largest, "largest"), **({} if n == size else {"keep": n})}).results)
     return tuple(cx.b.reshape(v, ()) for v in out) if scalar and n == 1 else out
 
 

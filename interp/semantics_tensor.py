@@ -214,9 +214,10 @@ def sorted_order(values: list, descending: bool) -> list[int]:
 def _sort(ev, op, xs):
     x, dim = xs[0], [op.attrs["dim"]]
     parts = rows(x, dim)
-    orders = [sorted_order(r, op.attrs["descending"]) for r in parts]
+    orders = [sorted_order(r, op.attrs["descending"])[:op.attrs.get("keep")] for r in parts]
     values = [gather(r, order) for r, order in zip(parts, orders)]
-    return [unrows(values, x.shape, dim), unrows(orders, x.shape, dim)]
+    shape = op.results[0].type.shape
+    return [unrows(values, shape, dim), unrows(orders, shape, dim)]
 
 
 # ---- contractions ------------------------------------------------------------------------------------------------------

@@ -68,6 +68,8 @@ MATRIX_ELEMENTS = 1 << 17           # smaller matrices stay in the caches
 TABLE_REUSE = 2                     # uses of each row, on average, from which on a product is done with the table before its rows are taken
 SORTED_REUSE = 8                    # rows per update, at most, for which updates of a large table of zeros are sorted by row first
 SORTED_ROW = 64                     # and elements a row at least
+KEPT = 256                      # the first so many of a sorted row are kept by insertion: even when every element enters, that costs no more than to sort
+KEPT_SHARE = 2                  # .. if the row is at least so many times longer
 
 
 # ---- stores ----

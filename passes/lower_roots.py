@@ -1,4 +1,4 @@
-"""Ops that are kernels of their own: sort, running sums, random bits, padding, concatenation, block updates."""
+"""Ops that are kernels of their own: running sums, random bits, padding, concatenation, block updates."""
 from __future__ import annotations
 
 from ..compiler.ir.core import Op, Value
@@ -9,6 +9,7 @@ from .lower_kernel import I64, Kernel
 from .lower_kernels import _emit, _start, _store
 from .lower_products import dot_general
 from .lower_rules import philox, slice_starts
+from .lower_sort import sort
 
 
 def start(body, op: Op, shape) -> tuple[Kernel, Elements, tuple[Value, ...]]:
@@ -91,7 +92,7 @@ def dynamic_update_slice(body, op: Op, pos: int) -> None:
     _emit(k, body.host)
 
 
-# ---- running sums, sorting -------------------------------------------------------------------------------------------------
+# ---- running sums ----------------------------------------------------------------------------------------------------------
 
 
 def cumulative(body, op: Op, pos: int) -> None:
@@ -112,31 +113,6 @@ def cumulative(body, op: Op, pos: int) -> None:
     total = k.emit("scalar.add" if kind == "sum" else "scalar.mul", [carried, e], None, op.loc, scope).result
     _store(k, body.host, g.cast(total, x.type.dtype), place, index, op.loc, scope)
     k.close(scope, "loop.for", [k.index(0), k.index(shape[d]), first], {"step": 1}, [total], op.loc)
-    _emit(k, body.host)
-
-
-def sort(body, op: Op, pos: int) -> None:
-    """A copy with the indices beside it, then each row of the results sorted where it is."""
-    x, d = op.operands[0], op.attrs["dim"]
-    values, order = (body.destination(r, pos, op.loc) for r in op.results)
-    body.env.update(zip(op.results, (values, order)))
-    if x.type.numel == 0:
-        return
-    shape = x.type.shape
-    k, g, at = start(body, op, shape)
-    index = Index(shape, at)
-    e = g.at(x, index)
-    _store(k, body.host, e, values, index, op.loc, k.root)
-    _store(k, body.host, at[d], order, index, op.loc, k.root)
-    _emit(k, body.host)
-    k, g, at = start(body, op, shape[:d] + shape[d + 1:])
-    rows = []
-    for s in (values, order):
-        offset = k.index(0)
-        for i, step in zip(at, s.strides[:d] + s.strides[d + 1:]):
-            offset = k.add(offset, k.mul(i, step))
-        rows.append(k.emit("loop.view", [body.host.buffer(s), offset], {"shape": [shape[d]], "strides": [s.strides[d]]}, op.loc, k.root).result)
-    k.emit("loop.sort", rows, {"descending": bool(op.attrs["descending"])}, op.loc, k.root)
     _emit(k, body.host)
 
 

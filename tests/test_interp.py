@@ -249,7 +249,7 @@ def np_running(fn):
 
 
 def np_sort(x, a):
-    order = np.argsort(-x if a["descending"] else x, a["dim"], kind="stable")
+    order = np.argsort(-x if a["descending"] else x, a["dim"], kind="stable").take(range(a.get("keep", x.shape[a["dim"]])), a["dim"])
     return np.take_along_axis(x, order, a["dim"]), order
 
 

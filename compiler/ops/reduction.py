@@ -117,7 +117,11 @@ row("tensor.cumprod", "Running product along dim; from the end when reverse.", "
 def _sort(types, attrs, regions):
     count(1, types)
     x = tensor(types[0])
-    need(0 <= attrs["dim"] < x.rank, f"dim {attrs['dim']} out of range for {x}", 0)
+    d, k = attrs["dim"], attrs.get("keep")
+    need(0 <= d < x.rank, f"dim {d} out of range for {x}", 0)
+    if k is not None:
+        need(0 <= k and k <= x.shape[d], f"cannot keep {k} of dim {d} of {x}", 0)
+        x = x.with_shape([*x.shape[:d], k, *x.shape[d + 1:]])
     return [x, TensorType(i64, x.shape)]
 
 
@@ -128,6 +132,6 @@ def _sort_grad(b, op, dys):
     return [b.op("tensor.put_along_add", [b.zeros(x.type), idx, dys[0]], {"dim": op.attrs["dim"]}).result]
 
 
-row("tensor.sort", "Sorted values and their indices along dim; stable; NaN counts as the largest.", "x", _sort, _sort_grad,
-    attrs={"dim": "int", "descending": "bool"}, example="%v, %i = tensor.sort(%x) {dim = 1, descending = false} : f32[3,5], i64[3,5]",
-    samples=[S("f32[3,5]", dim=1, descending=False), S("f32[3,5]", dim=0, descending=True)])
+row("tensor.sort", "Sorted values and their indices along dim, with `keep` the first so many; stable; NaN counts as the largest.", "x", _sort, _sort_grad,
+    attrs={"dim": "int", "descending": "bool", "keep": "int, optional"}, example="%v, %i = tensor.sort(%x) {dim = 1, descending = false} : f32[3,5], i64[3,5]",
+    samples=[S("f32[3,5]", dim=1, descending=False), S("f32[3,5]", dim=0, descending=True), S("f32[3,7]", dim=1, descending=True, keep=2)])
