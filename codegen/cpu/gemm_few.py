@@ -4,6 +4,8 @@ from __future__ import annotations
 from .gemm_base import ARG_INDEX, FEW, Base, symbol
 from .irtext import Fn
 
+AHEAD = 6144                # bytes of a matrix read in order that are fetched ahead: its rows end where the processor does not see that the next begins
+
 
 class FewRows(Base):
     """Writes the functions for one or two rows."""
@@ -67,6 +69,8 @@ class FewRows(Base):
                 for half in range(2):
                     at = f.iadd(k.index, str(half * w))
                     x = self.vload_side(f, "a", f.gep(self.ea, "%a", at))
+                    if count == 1:
+                        self.prefetch(f, f.gep("i8", f.gep(self.eb, bs[0], at), str(AHEAD)))
                     out += [self.fma(f, x, self.vload_side(f, "b", f.gep(self.eb, bs[d], at)), k.values[half * count + d])
                             for d in range(count)]
                 k.next = out
