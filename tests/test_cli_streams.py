@@ -16,7 +16,7 @@ RUN = f"{sys.executable} -m engram run {DIGITS} --set epochs=1"
 
 
 def shell(command: str, folder: Path):
-    env = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))}
+    env = {**{k: v for k, v in os.environ.items() if k != "PYTHONUNBUFFERED"}, "PYTHONPATH": os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))}
     return subprocess.run(["bash", "-c", command], capture_output=True, text=True, cwd=folder, env=env, timeout=120)
 
 

@@ -21,7 +21,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     _open_streams()
     args = parser().parse_args(argv)                         # usage errors exit with 2 here
     try:
-        return _command(args)
+        status = _command(args)
+        sys.stdout.flush()                                   # what cannot be written is an error of this command, not of Python's end
+        return status
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return INTERRUPTED
