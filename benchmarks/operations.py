@@ -22,16 +22,18 @@ def cases() -> dict[str, Case]:
     import torch
     import torch.nn.functional as F
 
-    def one(body: str, *args: tuple, torch: Callable, letters: str = "xyzw") -> Case:
-        given = ", ".join(f"{n}: {'i64' if a[0] == 'i' else a[0]}[{', '.join(map(str, a[1]))}]" for n, a in zip(letters, args))
-        return f"fn f({given}) {{ {body} }}", list(args), torch
+    def given(names: str, args: tuple) -> str:
+        return ", ".join(f"{n}: {'i64' if a[0] == 'i' else a[0]}[{', '.join(map(str, a[1]))}]" for n, a in zip(names, args))
 
-    def slope(body: str, *args: tuple, torch: Callable, wrt: str, letters: str = "xyzw") -> Case:
-        names = letters[:len(args)] + "g"
-        given = ", ".join(f"{n}: f32[{', '.join(map(str, a[1]))}]" for n, a in zip(names, args))
-        source = (f"fn seen({given}) -> f32[] {{ sum(({body}) * g) }}\n"
-                  f"fn f({given}) {{ grad(seen, wrt = [{', '.join(f'{chr(34)}{c}{chr(34)}' for c in wrt)}])({', '.join(names)}) }}")
-        return source, list(args), _gradient(torch, [names.index(c) for c in wrt])
+    def one(body: str, *args: tuple, torch: Callable) -> Case:
+        return f"fn f({given('xyz', args)}) {{ {body} }}", list(args), torch
+
+    def slope(body: str, *args: tuple, torch: Callable, wrt: str) -> Case:
+        names = "xyz"[:len(args) - 1] + "g"                  # g has the result's shape
+        wanted = ", ".join(f'"{n}"' for n in wrt)
+        source = (f"fn seen({given(names, args)}) -> f32[] {{ sum(({body}) * g) }}\n"
+                  f"fn f({given(names, args)}) {{ grad(seen, wrt = [{wanted}])({', '.join(names)}) }}")
+        return source, list(args), _gradient(torch, [names.index(n) for n in wrt])
 
     def f32(*shape: int) -> tuple:
         return "f32", shape
@@ -96,21 +98,21 @@ def cases() -> dict[str, Case]:
     }
     slopes = {
         "causal attention": slope("scaled_dot_product_attention(x, y, z, is_causal = true)", *[f32(4, 8, 256, 64)] * 4,
-                                  torch=lambda q, k, v: F.scaled_dot_product_attention(q, k, v, is_causal=True), wrt="xyz", letters="xyz"),
-        "linear": slope("x @ y.T", small, f32(512, 512), small, torch=lambda x, w: x @ w.T, wrt="xy", letters="xy"),
-        "64 matmuls of 64": slope("x @ y", *[f32(64, 64, 64)] * 3, torch=torch.bmm, wrt="xy", letters="xy"),
-        "softmax": slope("softmax(x, dim = 1)", small, small, torch=lambda x: x.softmax(1), wrt="x", letters="x"),
-        "gelu": slope("gelu(x)", small, small, torch=F.gelu, wrt="x", letters="x"),
-        "layer norm": slope("layer_norm(x, [512], y, z)", small, f32(512), f32(512), small, torch=lambda x, w, b: F.layer_norm(x, (512,), w, b), wrt="xyz", letters="xyz"),
-        "conv 3x3": slope("conv2d(x, y, padding = 1)", images, f32(64, 64, 3, 3), images, torch=lambda x, k: F.conv2d(x, k, padding=1), wrt="xy", letters="xy"),
+                                  torch=lambda q, k, v: F.scaled_dot_product_attention(q, k, v, is_causal=True), wrt="xyz"),
+        "linear": slope("x @ y.T", small, f32(512, 512), small, torch=lambda x, w: x @ w.T, wrt="xy"),
+        "64 matmuls of 64": slope("x @ y", *[f32(64, 64, 64)] * 3, torch=torch.bmm, wrt="xy"),
+        "softmax": slope("softmax(x, dim = 1)", small, small, torch=lambda x: x.softmax(1), wrt="x"),
+        "gelu": slope("gelu(x)", small, small, torch=F.gelu, wrt="x"),
+        "layer norm": slope("layer_norm(x, [512], y, z)", small, f32(512), f32(512), small, torch=lambda x, w, b: F.layer_norm(x, (512,), w, b), wrt="xyz"),
+        "conv 3x3": slope("conv2d(x, y, padding = 1)", images, f32(64, 64, 3, 3), images, torch=lambda x, k: F.conv2d(x, k, padding=1), wrt="xy"),
         "conv 3x3, stride 2": slope("conv2d(x, y, stride = 2, padding = 1)", images, f32(64, 64, 3, 3), halves,
-                                    torch=lambda x, k: F.conv2d(x, k, stride=2, padding=1), wrt="xy", letters="xy"),
+                                    torch=lambda x, k: F.conv2d(x, k, stride=2, padding=1), wrt="xy"),
         "conv 3x3, depthwise": slope("conv2d(x, y, padding = 1, groups = 64)", images, f32(64, 1, 3, 3), images,
-                                     torch=lambda x, k: F.conv2d(x, k, padding=1, groups=64), wrt="xy", letters="xy"),
-        "max pool": slope("max_pool2d(x, 2)", images, halves, torch=lambda x: F.max_pool2d(x, 2), wrt="x", letters="x"),
-        "max pool 3, stride 2": slope("max_pool2d(x, 3, stride = 2, padding = 1)", images, halves, torch=lambda x: F.max_pool2d(x, 3, 2, 1), wrt="x", letters="x"),
-        "average pool": slope("avg_pool2d(x, 2)", images, halves, torch=lambda x: F.avg_pool2d(x, 2), wrt="x", letters="x"),
-        "cumsum": slope("cumsum(x, dim = 1)", small, small, torch=lambda x: x.cumsum(1), wrt="x", letters="x"),
+                                     torch=lambda x, k: F.conv2d(x, k, padding=1, groups=64), wrt="xy"),
+        "max pool": slope("max_pool2d(x, 2)", images, halves, torch=lambda x: F.max_pool2d(x, 2), wrt="x"),
+        "max pool 3, stride 2": slope("max_pool2d(x, 3, stride = 2, padding = 1)", images, halves, torch=lambda x: F.max_pool2d(x, 3, 2, 1), wrt="x"),
+        "average pool": slope("avg_pool2d(x, 2)", images, halves, torch=lambda x: F.avg_pool2d(x, 2), wrt="x"),
+        "cumsum": slope("cumsum(x, dim = 1)", small, small, torch=lambda x: x.cumsum(1), wrt="x"),
     }
     return out | {f"gradient: {name}": case for name, case in slopes.items()}
 
@@ -119,7 +121,7 @@ def _gradient(f: Callable, wrt: list[int]) -> Callable:
     def call(*args):
         import torch
         with torch.inference_mode(False), torch.enable_grad():
-            args = [a.clone().requires_grad_() if i in wrt else a.clone() for i, a in enumerate(args)]
+            args = [a.detach().requires_grad_(i in wrt) for i, a in enumerate(args)]
             return torch.autograd.grad((f(*args[:-1]) * args[-1]).sum(), [args[i] for i in wrt])
     return call
 
@@ -182,8 +184,9 @@ def main() -> None:
         print(f"{name:28s} {ours * 1e3:9.4f} ms   torch {theirs * 1e3:9.4f} = {text}", flush=True)
         rows.append(f"| {name} | {ours * 1e3:.3g} | {theirs * 1e3:.3g} | {text} |")
     if args.out:
-        args.out.write_text(f"# Operations\n\n{time.strftime('%Y-%m-%d')}. {processor()}, {default_threads()} threads; {', '.join(versions(['torch']))}. `python -m engram.benchmarks.operations --out FILE`: f32 unless named otherwise, called from "
-                            "Python, least of several turns; the ratio is PyTorch's time over ours.\n\n" + "\n".join(rows) + "\n")
+        about = f"{time.strftime('%Y-%m-%d')}. {processor()}, {default_threads()} threads; {', '.join(versions(['torch']))}."
+        args.out.write_text(f"# Operations\n\n{about} `python -m engram.benchmarks.operations --out FILE`: f32 unless named otherwise, called from Python, least of several "
+                            "turns; the ratio is PyTorch's time over ours.\n\n" + "\n".join(rows) + "\n")
 
 
 if __name__ == "__main__":

@@ -300,10 +300,10 @@ _running("cumsum", "cumsum")
 _running("cumprod", "cumprod")
 
 
-def sorted_pair(cx, x, dim, descending) -> tuple[Value, Value]:
-    """(values, indices) along dim; of a scalar, along its one element."""
+def sorted_pair(cx, x, dim, descending, keep=None) -> tuple[Value, Value]:
+    """(values, indices) along dim, the first `keep` where that is not all; of a scalar, along its one element."""
     x, d = line(cx, x, dim)
-    op = cx.b.op("tensor.sort", [x], {"dim": d, "descending": descending})
+    op = cx.b.op("tensor.sort", [x], {"dim": d, "descending": descending, **({} if keep in (None, x.type.shape[d]) else {"keep": keep})})
     return op.results[0], op.results[1]
 
 
@@ -329,7 +329,7 @@ def topk(cx, x, k, dim=-1, largest=True, sorted=True):
     size = x.type.shape[d]
     if isinstance(n, int) and isinstance(size, int) and not 0 <= n <= size:
         cx.fail(f"`topk` takes {n} of {size} elements", "k")
-    out = tuple(cx.b.op("tensor.sort", [x], {"dim": d, "descending": cx.flag(largest, "largest"), **({} if n == size else {"keep": n})}).results)
+    out = sorted_pair(cx, x, d, cx.flag(largest, "largest"), n)
     return tuple(cx.b.reshape(v, ()) for v in out) if scalar and n == 1 else out
 
 

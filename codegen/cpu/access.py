@@ -56,22 +56,17 @@ class Access:
 
     def _fetch(self, start: str, nbytes: int) -> None:
         """The cache lines of so many bytes into the first cache."""
-        name = self.f.module.intrinsic("void", "llvm.prefetch.p0", "ptr", "i32", "i32", "i32")
         for line in range(0, nbytes, LINE):
-            self.f.do(f"call void {name}(ptr {self.f.gep('i8', start, str(line))}, i32 0, i32 3, i32 1)")
+            self.f.prefetch(self.f.gep("i8", start, str(line)))
 
     def _load_lanes(self, base: str, at: Val, dt: DType) -> str:
         f, w, elem = self.f, self.w, mem_elem(dt)
         t, m = f"<{w} x {elem}>", f"<{w} x i1>"
         short = {"float": "f32", "double": "f64"}.get(elem, elem)
         if at.contiguous:
-            ptr = f.gep(elem, base, at.text)
-            if self.mask is None:
-                return f.load(t, ptr, dt.bytes)
-            name = f.module.intrinsic(t, f"llvm.masked.load.v{w}{short}.p0", "ptr", "i32", m, t)
-            return f.op(f"call {t} {name}(ptr {ptr}, i32 {dt.bytes}, {m} {self.mask}, {t} zeroinitializer)", "l")
+            return self._neighbours(f.gep(elem, base, at.text), elem, dt.bytes, self.mask)
         if at.kind == "l" and at.offs == tuple(range(0, -w, -1)):
-            return self._load_backwards(f.gep(elem, base, f.iadd(at.text, str(1 - w))), t, dt)
+            return self._load_backwards(f.gep(elem, base, f.iadd(at.text, str(1 - w))), elem, dt.bytes)
         if at.kind == "l" and (found := self._pieces(at)):
             return self._load_pieces(base, at, found, t, elem, dt.bytes)
         ptrs = self._pointers(base, at, elem)
@@ -79,18 +74,23 @@ class Access:
         mask = self.mask or "splat (i1 true)"
         return f.op(f"call {t} {name}(<{w} x ptr> {ptrs}, i32 {dt.bytes}, {m} {mask}, {t} zeroinitializer)", "l")
 
-    def _load_backwards(self, start: str, t: str, dt: DType) -> str:
+    def _neighbours(self, ptr: str, elem: str, align: int, mask: str | None) -> str:
+        """A vector from `ptr` on; zeros where the mask is not set."""
+        f, w = self.f, self.w
+        t, m, short = f"<{w} x {elem}>", f"<{w} x i1>", {"float": "f32", "double": "f64"}.get(elem, elem)
+        if mask is None:
+            return f.load(t, ptr, align)
+        name = f.module.intrinsic(t, f"llvm.masked.load.v{w}{short}.p0", "ptr", "i32", m, t)
+        return f.op(f"call {t} {name}(ptr {ptr}, i32 {align}, {m} {mask}, {t} zeroinitializer)", "l")
+
+    def _load_backwards(self, start: str, elem: str, align: int) -> str:
         """Neighbours from `start` on, the last one for the first lane."""
         f, w = self.f, self.w
-        order = f"<{w} x i32> <{', '.join(f'i32 {i}' for i in reversed(range(w)))}>"
-        if self.mask is None:
-            found = f.load(t, start, dt.bytes)
-        else:
-            m, short = f"<{w} x i1>", {"float": "f32", "double": "f64"}.get(mem_elem(dt), mem_elem(dt))
-            name = f.module.intrinsic(t, f"llvm.masked.load.v{w}{short}.p0", "ptr", "i32", m, t)
-            mask = f.op(f"shufflevector {m} {self.mask}, {m} poison, {order}")
-            found = f.op(f"call {t} {name}(ptr {start}, i32 {dt.bytes}, {m} {mask}, {t} zeroinitializer)", "l")
-        return f.op(f"shufflevector {t} {found}, {t} poison, {order}")
+
+        def turned(x: str, t: str) -> str:
+            return f.op(f"shufflevector {t} {x}, {t} poison, <{w} x i32> <{', '.join(f'i32 {i}' for i in reversed(range(w)))}>")
+        mask = self.mask and turned(self.mask, f"<{w} x i1>")
+        return turned(self._neighbours(start, elem, align, mask), f"<{w} x {elem}>")
 
     # Lanes at constant distances, close together: whole vectors and shuffles instead of gather and scatter. A piece is a
     # vector's worth of neighbouring elements; `needs[i]` is the lane from which on element i is needed, w if it never is.
@@ -117,16 +117,11 @@ class Access:
 
     def _load_pieces(self, base: str, at: Val, pieces, t: str, elem: str, align: int) -> str:
         f, w = self.f, self.w
-        m, short = f"<{w} x i1>", {"float": "f32", "double": "f64"}.get(elem, elem)
         start = f.gep(elem, base, at.text)
         vectors = []
         for first, needs in pieces:
             ptr, mask = f.gep(elem, start, str(first)), self._piece_mask(needs)
-            if mask is None:
-                vectors.append(f.load(t, ptr, align))
-            else:
-                name = f.module.intrinsic(t, f"llvm.masked.load.v{w}{short}.p0", "ptr", "i32", m, t)
-                vectors.append(f.op(f"call {t} {name}(ptr {ptr}, i32 {align}, {m} {mask}, {t} zeroinitializer)", "l"))
+            vectors.append(self._neighbours(ptr, elem, align, mask))
         out, lo = "", pieces[0][0]
         for i in range(0, len(vectors), 2):                   # two pieces at a time into their lanes
             pair = (vectors[i], vectors[i + 1] if i + 1 < len(vectors) else "poison")

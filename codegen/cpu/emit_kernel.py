@@ -18,7 +18,7 @@ from .irtext import Fn, Module
 from .lanes import Plan, base_lanes, constant, trips, varying
 from .row_contract import emit_row, in_place
 from .runtime_ir import CANCELLED, RT_CANCEL
-from .scalars import SIGNED, Ops, mem_elem, reg_elem
+from .scalars import Ops, mem_elem, reg_elem
 from .target import CpuTarget
 from .tiles import Tile, emit_rows, emit_tile, plan_tile, unit_extents
 from .values import Buf, Lanes, Val, num
@@ -286,7 +286,7 @@ class Body(Access):
                 self.env[op.result] = known
                 return
         if name == "compare" and dt is i64 and self.w > 1 and sorted((x.kind, x.kind == "u" or x.small) for x in xs) == [("l", True), ("u", True)]:
-            self.env[op.result] = Val("v", self._compare_lanes(op.attrs["predicate"], *xs), op.result.type.dtype)
+            self.env[op.result] = Val("v", self.l.compared(op.attrs["predicate"], *xs), op.result.type.dtype)
             return
         uniform = all(x.kind == "u" for x in xs) or self.w == 1
         ops = self.l.one if uniform else self.l.ops
@@ -328,18 +328,6 @@ class Body(Access):
             op = self.f.udiv if name == "floordiv" else self.f.urem
             return Val("u", op(a.text, str(n)), i64, small=True)
         return None
-
-    def _compare_lanes(self, predicate: str, a: Val, b: Val) -> str:
-        """Lanes at known distances beside one number for all: of the distances, which are small, with what the number is above the first
-        lane, cut off where all lanes compare alike. One comparison of i32 instead of two sums and two comparisons of i64."""
-        f, line, one = self.f, *((a, b) if a.kind == "l" else (b, a))
-        e, ops, single = "i64", self.l.ops, self.l.one
-        lo, hi = min(line.offs) - 1, max(line.offs) + 1
-        number = single.call("smax", e, single.call("smin", e, one.text, str(1 << 62)), str(-1 << 62))     # the difference must not overflow
-        above = single.call("smax", e, single.call("smin", e, f.isub(number, line.text), str(hi)), str(lo))
-        above = self.l.splat("i32", f.op(f"trunc i64 {above} to i32"))
-        offs = "<" + ", ".join(f"i32 {o}" for o in line.offs) + ">"
-        return ops.cmp(SIGNED[predicate], "i32", *((offs, above) if line is a else (above, offs)))
 
     # ---- errors
 

@@ -230,11 +230,6 @@ class Base:
         name = f.module.intrinsic("void", f"llvm.masked.store.{self.suffix}.p0", self.v, "ptr", "i32", m)
         f.do(f"call void {name}({self.v} {value}, ptr {ptr}, i32 {self.size}, {m} {mask})")
 
-    def prefetch(self, f: Fn, ptr: str, level: int = 3, write: bool = False) -> None:
-        """Into L1 (3) or L2 (2), to be read or written."""
-        name = f.module.intrinsic("void", "llvm.prefetch.p0", "ptr", "i32", "i32", "i32")
-        f.do(f"call void {name}(ptr {ptr}, i32 {int(write)}, i32 {level}, i32 1)")
-
     def tree(self, f: Fn, x: str) -> str:
         """Sum of the lanes: halves added pairwise, a fixed tree."""
         lanes, add = self.w, "fadd" if self.float else "add"

@@ -70,7 +70,7 @@ class FewRows(Base):
                     at = f.iadd(k.index, str(half * w))
                     x = self.vload_side(f, "a", f.gep(self.ea, "%a", at))
                     if count == 1:
-                        self.prefetch(f, f.gep("i8", f.gep(self.eb, bs[0], at), str(AHEAD)))
+                        f.prefetch(f.gep("i8", f.gep(self.eb, bs[0], at), str(AHEAD)))
                     out += [self.fma(f, x, self.vload_side(f, "b", f.gep(self.eb, bs[d], at)), k.values[half * count + d])
                             for d in range(count)]
                 k.next = out

@@ -69,7 +69,7 @@ class Pack(Base):
             dst = f.gep(e, "%dst", f.imul(loop.index, "%h"))
             ahead = f.gep(src_e, src, f.imul("%sk", str(PREFETCH)))
             for p in range(parts):
-                self.prefetch(f, f.gep(src_e, ahead, str(p * w)), 2)
+                f.prefetch(f.gep(src_e, ahead, str(p * w)), 2)
                 self.vstore(f, self.vload_side(f, side, f.gep(src_e, src, str(p * w)), masks[p]), f.gep(e, dst, str(p * w)), own[p])
         f.jump(out)
 
@@ -114,7 +114,7 @@ class Pack(Base):
             m = self.mask(f, f.isub(whole, loop.index)) if self.target.masked else None
             ahead = f.iadd(loop.index, f.imul("%si", "%h"))               # the next panel
             for base in sum(bases, []):
-                self.prefetch(f, f.gep(src_e, base, ahead), 2)
+                f.prefetch(f.gep(src_e, base, ahead), 2)
             cols = [self.transpose(f, [self.vload_side(f, side, f.gep(src_e, base, loop.index), m) for base in rows]) for rows in bases]
             for k in range(w):
                 dst = f.gep(e, "%dst", f.imul(f.iadd(loop.index, str(k)), "%h"))
@@ -164,7 +164,7 @@ class Pack(Base):
             for p in range(parts):
                 pair = []
                 for row, mask in ((first, valid[p]), (second, f.op(f"and {lanes} {valid[p]}, {keep}"))):
-                    self.prefetch(f, f.gep(e, row, f.iadd(f.imul("%sk", str(PREFETCH)), str(p * w))), 2)
+                    f.prefetch(f.gep(e, row, f.iadd(f.imul("%sk", str(PREFETCH)), str(p * w))), 2)
                     x = f.op(f"call {halves} {load}(ptr {f.gep(e, row, str(p * w))}, i32 2, {lanes} {mask}, {halves} zeroinitializer)", "l")
                     pair.append(f.op(f"zext {halves} {x} to {words}"))
                 high = f.op(f"shl {words} {pair[1]}, splat (i32 16)")
@@ -180,7 +180,7 @@ class Pack(Base):
             mask = self.mask(f, f.isub(whole, loop.index))
             ahead = f.imul("2", f.iadd(loop.index, str(w)))
             for i in range(parts * w):
-                self.prefetch(f, f.gep(e, bases[i], ahead), 2)
+                f.prefetch(f.gep(e, bases[i], ahead), 2)
             at = f.imul("2", loop.index)
             for p in range(parts):
                 rows = []

@@ -103,12 +103,12 @@ class Tiles(Base):
         loaded = [self.vload(f, *at(i, j)) for i in range(h) for j in range(nw)]
         for i in range(h):                                     # the next tile's sums: they were last used a block of k ago
             for j in lines:
-                self.prefetch(f, f.gep(self.e, rows[i], str(nw * self.w + j)))
+                f.prefetch(f.gep(self.e, rows[i], str(nw * self.w + j)))
         f.jump(go)
         f.label(fresh)
         for i in range(h):                                     # these sums' places: stores of lines that are not there would queue up
             for j in lines:
-                self.prefetch(f, f.gep(self.e, rows[i], str(j)), write=True)
+                f.prefetch(f.gep(self.e, rows[i], str(j)), write=True)
         f.jump(go)
         f.label(go)
         start = [f.op(f"phi {self.v} [ zeroinitializer, %{fresh} ], [ {x}, %{init} ]") for x in loaded]
@@ -133,12 +133,12 @@ class Tiles(Base):
 
         def step(heads: list[str], b: str, acc: list[str], packed: str = "") -> list[str]:
             if not in_rows:
-                self.prefetch(f, f.gep(self.e, heads[0], str(PREFETCH // 2 * h)))    # B's panels pass through L1 and push A's out
+                f.prefetch(f.gep(self.e, heads[0], str(PREFETCH // 2 * h)))    # B's panels pass through L1 and push A's out
             soon = f.gep(eb, b, ahead)                         # B's panels come from L2
             for j in lines:
-                self.prefetch(f, f.gep(eb, soon, str(j)))
+                f.prefetch(f.gep(eb, soon, str(j)))
                 if packs:                                      # the next panel, which the next tile packs, comes from far
-                    self.prefetch(f, f.gep(eb, b, str(nw * self.w + j)), 2)
+                    f.prefetch(f.gep(eb, b, str(nw * self.w + j)), 2)
             bs = [self.vload_side(f, "b", f.gep(eb, b, str(j * self.w))) if packs else
                   self.packed_row(f, f.gep(eb, b, str(j * self.w))) for j in range(nw)]
             for j in range(nw if packs else 0):
@@ -179,9 +179,9 @@ class Tiles(Base):
         """A step of the walk of a tile (none: it has none); where it is then."""
         if not at:
             return []
-        self.prefetch(f, at, 2)
+        f.prefetch(at, 2)
         if self.t.nr * self.size > 64:
-            self.prefetch(f, f.gep("i8", at, "%beside"), 2)
+            f.prefetch(f.gep("i8", at, "%beside"), 2)
         further, below = f.gep("i8", at, "64"), f.gep("i8", row, "%hop")
         left = f.isub(left, "1")
         turn = f.icmp("eq", left, "0")

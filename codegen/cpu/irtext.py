@@ -144,6 +144,11 @@ class Fn:
         self.module.declare("!0 = !{i32 1}")
         self.lines.append(f"  store {type_} {value}, ptr {ptr}, align {align}, !nontemporal !0")
 
+    def prefetch(self, ptr: str, level: int = 3, write: bool = False) -> None:
+        """The line at `ptr` into L1 (3) or L2 (2), to be read or written."""
+        name = self.module.intrinsic("void", "llvm.prefetch.p0", "ptr", "i32", "i32", "i32")
+        self.do(f"call void {name}(ptr {ptr}, i32 {int(write)}, i32 {level}, i32 1)")
+
     def fence(self) -> None:
         """Streamed stores are in memory before whatever is stored later. On x86 alone they are not in order with other stores."""
         if self.module.target.x86:

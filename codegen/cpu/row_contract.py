@@ -93,7 +93,7 @@ class _Row(Base):
             x = self.vload_side(f, "a", self.step("a", a, k.index))
             y = self.step("b", b, k.index)
             for j in range(count):
-                self.prefetch(f, self.step("b", y, str((self.p.n.size + j) * self.p.n.b)), L2)
+                f.prefetch(self.step("b", y, str((self.p.n.size + j) * self.p.n.b)), L2)
             k.next = [self.fma(f, x, self.vload_side(f, "b", self.step("b", y, str(j * self.p.n.b))), s) for j, s in enumerate(k.values)]
         sums = list(k.results) + ["zeroinitializer"] * (self.w - count)
         picks = [f"<{self.w} x i32> <{', '.join(f'i32 {i}' for i in range(odd, 2 * self.w, 2))}>" for odd in (0, 1)]
@@ -112,7 +112,7 @@ class _Row(Base):
                 x = self.splat(f, self.load_side(f, "a", self.step("a", a, f.imul(at, str(k.a)))))
                 y = self.step("b", b, f.imul(at, str(k.b)))
                 for i in range(vectors):
-                    self.prefetch(f, self.step("b", y, str(k.size * k.b + i * self.w)), L2)
+                    f.prefetch(self.step("b", y, str(k.size * k.b + i * self.w)), L2)
                 for i in range(vectors):
                     s = w * vectors + i
                     out[s] = self.fma(f, x, self.vload_side(f, "b", self.step("b", y, str(i * self.w))), out[s])

@@ -13,7 +13,6 @@ from .irtext import Fn, f32_const, f64_const, vec
 _LIBRARY = {*vecmath.UNARY, *vecmath.BINARY}
 _PREDICATE = {"eq": ("oeq", "eq", "eq"), "ne": ("une", "ne", "ne"), "lt": ("olt", "slt", "ult"), "le": ("ole", "sle", "ule"),
               "gt": ("ogt", "sgt", "ugt"), "ge": ("oge", "sge", "uge")}
-SIGNED = {name: s for name, (_, s, _) in _PREDICATE.items()}
 
 
 def reg_elem(dt: DType) -> str:

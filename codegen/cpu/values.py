@@ -4,7 +4,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from ...compiler.ir.types import BufferType, DType, i64
+from ...compiler.ir.types import BufferType, DType, i32, i64
 from .irtext import Fn
 from .scalars import Ops, const, reg_elem
 
@@ -134,6 +134,19 @@ class Lanes:
         if remainder:
             q = self.ops.bin("sub", "i64", x, self.ops.bin("mul", "i64", q, self.ops.splat_const("i64", str(n))))
         return Val("v", q, i64, small=True)
+
+    def compared(self, predicate: str, a: Val, b: Val) -> str:
+        """Lanes at known distances beside one number for all: of the distances, which are small, with what the number is above the first
+        lane, cut off where all lanes compare alike. One comparison of i32 instead of two sums and two comparisons of i64."""
+        f, e, (line, one) = self.f, "i64", (a, b) if a.kind == "l" else (b, a)
+        lo, hi = min(line.offs) - 1, max(line.offs) + 1
+
+        def within(x: str, least: int, most: int) -> str:
+            return self.one.call("smax", e, self.one.call("smin", e, x, str(most)), str(least))
+        above = within(f.isub(within(one.text, -1 << 62, 1 << 62), line.text), lo, hi)      # the difference must not overflow
+        above = self.splat("i32", f.op(f"trunc i64 {above} to i32"))
+        offs = "<" + ", ".join(f"i32 {o}" for o in line.offs) + ">"
+        return self.ops.emit("compare", i32, [offs, above] if line is a else [above, offs], {"predicate": predicate})
 
     def address(self, buf: Buf, indices: list[Val]) -> Val:
         """Element offset of an access from the buffer's base pointer."""
